@@ -1,0 +1,46 @@
+"""The one interface of all pair losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deepmetric.losses.inputs import Batch, checked_batch
+
+
+class PairLoss(nn.Module):
+    """A loss of labelled embeddings, each item compared with the others or with a reference set.
+
+    A subclass writes :meth:`of_batch`; checks, dtypes and autocast are settled here, once.
+    """
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+        self_index: Tensor | None = None,
+    ) -> Tensor:
+        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph.
+
+        Args:
+            embeddings: anchors [N, d], floating point; half precision and autocast are computed in float32.
+            labels: [N] integers; items of one label are positives of each other.
+            ref_emb: references [M, d]; without them the anchors are compared with each other, self-pairs left
+                out.
+            ref_labels: [M] integers, needed with ``ref_emb``.
+            self_index: [N] integers, where among the references anchor i's own copy stands, -1 where it has
+                none. That pair is left out. Exact copies elsewhere are ordinary pairs.
+
+        Raises:
+            InputError: shapes, lengths, dtypes or devices that do not fit each other.
+        """
+        batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
+        # Autocast would take the products back to half precision.
+        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+            return self.of_batch(batch)
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        """The loss of checked input."""
+        raise NotImplementedError

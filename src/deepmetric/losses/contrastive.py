@@ -1,0 +1,116 @@
+"""Contrastive loss (Hadsell, Chopra, LeCun 2006) in its cosine and distance forms."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from deepmetric.errors import InputError, did_you_mean
+from deepmetric.losses.base import PairLoss
+from deepmetric.losses.inputs import Batch
+from deepmetric.losses.pairs import Pairs, cosine, pairs_of, root, squared_distances
+
+Form = Literal["cosine", "cosine_hinge", "distance", "squared_distance", "hadsell"]
+Reduction = Literal["anchors", "nonzero", "mean"]
+
+
+class ContrastiveLoss(PairLoss):
+    r"""Pull positives together, push negatives apart until a margin.
+
+    Rows are L2-normalised; S is the cosine, D the Euclidean distance of unit rows (D² = 2 - 2S), m₊ and m₋
+    the margins, [z]₊ = max(0, z). A pair costs
+
+    ==================  ================  ===================  =======  ====  =============================
+    form                positive          negative             m₊       m₋    source
+    ==================  ================  ===================  =======  ====  =============================
+    cosine              [m₊ - S]₊         S where S > m₋       1        0.5   code of the XBM authors (2020)
+    cosine_hinge        [m₊ - S]₊         [S - m₋]₊            1        0.5   Wang et al. 2019 (GPW)
+    distance            [D - m₊]₊         [m₋ - D]₊            0        1     linear hinge, as PML has it
+    squared_distance    [D² - m₊]₊        [m₋ - D²]₊           0        1     Caffe, HDC
+    hadsell             ½[D - m₊]₊²       ½[m₋ - D]₊²          0        1     Hadsell et al. 2006, eq. 4
+    ==================  ================  ===================  =======  ====  =============================
+
+    "cosine" and "cosine_hinge" have the same gradient; the value of the first jumps by m₋ where a negative
+    crosses the margin.
+
+    Args:
+        form: see the table.
+        positive_margin: m₊; None takes the table's.
+        negative_margin: m₋; None takes the table's.
+        reduction: "anchors" sums all pairs and divides by the number of anchors, so that it grows with the
+            size of a memory, as the XBM authors have it; "nonzero" averages the positives' and the negatives'
+            costs apart, each over its strictly positive entries, and adds the two; "mean" averages each over
+            all of its pairs.
+
+    GPW weight (before the divisor): cosine forms 1 and 1[S > m₋]; distance 1/D and 1[D < m₋]/D;
+    squared_distance 2 and 2·1[D² < m₋]; hadsell 1 and [m₋ - D]₊/D.
+
+    Range [0, ∞) (cosine forms with m₋ < 0 reach below 0). Anchors without positives pay for their negatives
+    only and the reverse; without any pair the loss is 0 with zero gradient. At D = 0 the derivative is 0.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
+    >>> round(ContrastiveLoss()(x, torch.tensor([0, 0, 1])).item(), 4)  # (2·0.2 + 2·0.6 + 2·0.96) / 3
+    1.1733
+    """
+
+    def __init__(
+        self,
+        form: Form = "cosine",
+        positive_margin: float | None = None,
+        negative_margin: float | None = None,
+        reduction: Reduction = "anchors",
+    ) -> None:
+        super().__init__()
+        if form not in get_args(Form):
+            raise InputError(
+                f"`form` of ContrastiveLoss is {form!r}; expected one of {', '.join(get_args(Form))}."
+                f"{did_you_mean(form, get_args(Form))}"
+            )
+        if reduction not in get_args(Reduction):
+            raise InputError(
+                f"`reduction` of ContrastiveLoss is {reduction!r}; expected one of "
+                f"{', '.join(get_args(Reduction))}.{did_you_mean(reduction, get_args(Reduction))}"
+            )
+        by_cosine = form.startswith("cosine")
+        self.form = form
+        self.positive_margin = (1.0 if by_cosine else 0.0) if positive_margin is None else positive_margin
+        self.negative_margin = (0.5 if by_cosine else 1.0) if negative_margin is None else negative_margin
+        self.reduction = reduction
+
+    def of_batch(self, batch: Batch) -> Tensor:
+        positive_cost, negative_cost = self._costs(batch)
+        pairs: Pairs = pairs_of(batch)
+        positive_cost = torch.where(pairs.positive, positive_cost, 0)
+        negative_cost = torch.where(pairs.negative, negative_cost, 0)
+        if self.reduction == "anchors":
+            return (positive_cost + negative_cost).sum() / max(len(batch.anchors), 1)
+        if self.reduction == "nonzero":
+            pairs = Pairs(positive_cost > 0, negative_cost > 0)
+        return positive_cost.sum() / pairs.positive.sum().clamp_min(
+            1
+        ) + negative_cost.sum() / pairs.negative.sum().clamp_min(1)
+
+    def _costs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What every pair would cost as a positive and as a negative, both [N, M]."""
+        low, high = self.positive_margin, self.negative_margin
+        if self.form == "cosine":
+            similarity = cosine(batch)
+            return (low - similarity).relu(), torch.where(similarity > high, similarity, 0)
+        if self.form == "cosine_hinge":
+            similarity = cosine(batch)
+            return (low - similarity).relu(), (similarity - high).relu()
+        distance, _ = squared_distances(batch)
+        if self.form == "squared_distance":
+            return (distance - low).relu(), (high - distance).relu()
+        distance = root(distance)
+        if self.form == "distance":
+            return (distance - low).relu(), (high - distance).relu()
+        return (distance - low).relu().square() / 2, (high - distance).relu().square() / 2
+
+    def extra_repr(self) -> str:
+        return (
+            f"form={self.form!r}, positive_margin={self.positive_margin}, "
+            f"negative_margin={self.negative_margin}, reduction={self.reduction!r}"
+        )

@@ -1,0 +1,117 @@
+"""What a pair loss is given: checked, on one device and in one dtype."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deepmetric.errors import InputError
+
+
+class Batch(NamedTuple):
+    """Anchors and the references they are compared with.
+
+    Without a reference set the references are the anchors themselves and ``own`` is 0, 1, ..., N - 1.
+    """
+
+    anchors: Tensor  # [N, d] float32 or float64
+    labels: Tensor  # [N] integer
+    refs: Tensor  # [M, d] same dtype as the anchors
+    ref_labels: Tensor  # [M] integer
+    own: Tensor | None  # [N] int64, the position of anchor i's own copy among the references; -1: it has none
+
+
+def checked_batch(
+    embeddings: Tensor,
+    labels: Tensor,
+    ref_emb: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    self_index: Tensor | None = None,
+) -> Batch:
+    """Check what the user gave and bring it to one device and one dtype, float32 or wider.
+
+    Half-precision rows become float32, because in bfloat16 the similarities 0.9985 and 0.9995 are both 1.0
+    and the hardest pairs would lose their order. Nothing is copied that is already right.
+
+    Raises:
+        InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers,
+        references
+            without labels or of another width or device, a ``self_index`` of another length or out of range.
+    """
+    _check_rows("embeddings", embeddings)
+    _check_labels("labels", labels, "embeddings", embeddings)
+    n = len(embeddings)
+    if ref_emb is None:
+        if ref_labels is not None or self_index is not None:
+            given = "ref_labels" if ref_labels is not None else "self_index"
+            raise InputError(f"`{given}` was given without `ref_emb`. Give `ref_emb` too, or leave both out.")
+        anchors = embeddings.to(_at_least_float32(embeddings.dtype))
+        labels = labels.to(embeddings.device)
+        return Batch(anchors, labels, anchors, labels, torch.arange(n, device=embeddings.device))
+
+    if ref_labels is None:
+        raise InputError("`ref_emb` was given without `ref_labels`. Give the label of every reference row.")
+    _check_rows("ref_emb", ref_emb)
+    _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
+    if ref_emb.shape[1] != embeddings.shape[1]:
+        raise InputError(
+            f"`ref_emb` has rows of width {ref_emb.shape[1]}, `embeddings` of width {embeddings.shape[1]}. "
+            "Both must come from the same model."
+        )
+    if ref_emb.device != embeddings.device:
+        raise InputError(
+            f"`ref_emb` is on {ref_emb.device}, `embeddings` on {embeddings.device}. Move one of them "
+            "(a memory moves with `memory.to(device)`)."
+        )
+    if self_index is not None:
+        _check_self_index(self_index, n, len(ref_emb))
+        self_index = self_index.to(embeddings.device, torch.int64)
+    dtype = _at_least_float32(torch.promote_types(embeddings.dtype, ref_emb.dtype))
+    device = embeddings.device
+    return Batch(
+        embeddings.to(dtype), labels.to(device), ref_emb.to(dtype), ref_labels.to(device), self_index
+    )
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    if rows.ndim != 2:
+        raise InputError(
+            f"`{name}` must be [N, d], one row an item; got shape {tuple(rows.shape)}. "
+            "Hint: one item alone needs `[None]`, a feature map needs pooling."
+        )
+    if not rows.dtype.is_floating_point:
+        raise InputError(f"`{name}` must be floating point; got {rows.dtype}.")
+
+
+def _check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> None:
+    if labels.shape != rows.shape[:1]:
+        raise InputError(
+            f"`{name}` must have one entry a row: expected shape ({len(rows)},) for `{rows_name}` of shape "
+            f"{tuple(rows.shape)}, got {tuple(labels.shape)}. Hint: one-hot labels? Pass `{name}.argmax(1)`."
+        )
+    if labels.dtype.is_floating_point or labels.dtype.is_complex:
+        raise InputError(f"`{name}` must be integers; got {labels.dtype}. Hint: `{name}.long()`.")
+
+
+def _check_self_index(self_index: Tensor, n: int, m: int) -> None:
+    if self_index.shape != (n,) or self_index.dtype.is_floating_point:
+        raise InputError(
+            f"`self_index` must be {n} integers, one an anchor; got {self_index.dtype} of shape "
+            f"{tuple(self_index.shape)}."
+        )
+    # On a GPU reading the values would make the step wait; there an index out of range matches nothing.
+    if (
+        self_index.device.type == "cpu"
+        and n
+        and not (-1 <= int(self_index.min()) <= int(self_index.max()) < m)
+    ):
+        raise InputError(
+            f"`self_index` must lie between -1 (no own copy) and {m - 1} (the last of {m} references); "
+            f"got {int(self_index.min())} to {int(self_index.max())}."
+        )
