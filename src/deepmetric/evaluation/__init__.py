@@ -1,0 +1,18 @@
+"""How good a metric is: exact retrieval metrics of embeddings, of a model, and intervals around them."""
+
+from __future__ import annotations
+
+from deepmetric.evaluation.bootstrap import class_bootstrap
+from deepmetric.evaluation.clustering import cluster, clustering_metrics
+from deepmetric.evaluation.evaluate import embed_dataset, evaluate_model
+from deepmetric.evaluation.metrics import RetrievalMetrics, retrieval_metrics
+
+__all__ = [
+    "RetrievalMetrics",
+    "class_bootstrap",
+    "cluster",
+    "clustering_metrics",
+    "embed_dataset",
+    "evaluate_model",
+    "retrieval_metrics",
+]

@@ -1,0 +1,78 @@
+"""What "similar" means, and how far rounding can shift it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Similarity = Literal["cosine", "dot", "euclidean"]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Rows prepared so that similarity is ``query @ gallery.T (+ bias)``: larger is nearer."""
+
+    query: Tensor  # [N, d]
+    gallery: Tensor  # [M, d]
+    bias: Tensor | None  # [M]
+    slack: Tensor  # [N]: similarities of this query nearer than that are equal but for rounding
+    relative_slack: float  # and this many times the similarity
+
+    def similarities(self, rows: Tensor) -> Tensor:
+        """``[B, M]``."""
+        with _full_precision(self.query.device):
+            if self.bias is None:
+                return self.query[rows] @ self.gallery.T
+            return torch.addmm(self.bias, self.query[rows], self.gallery.T)
+
+    def tie_line(self, value: Tensor, rows: Tensor) -> Tensor:
+        """The least similarity that counts as equal to ``value`` ``[B, L]``."""
+        line = value - self.slack[rows, None]
+        return line - self.relative_slack * value.abs() if self.relative_slack else line
+
+
+def prepare(query: Tensor, gallery: Tensor | None, similarity: Similarity) -> Space:
+    """Normalise or centre as the similarity wants. ``gallery`` None: the queries themselves."""
+    if similarity == "cosine":
+        # Rows of length one bound the rounding whatever the input, so float32 is safe.
+        q = _unit(query)
+        g = q if gallery is None else _unit(gallery)
+        return Space(q, g, None, q.new_full((len(q),), 4 * torch.finfo(q.dtype).eps), 0.0)
+    # Rounding grows with the norms, and norms of raw vectors can be anything: float64.
+    q = query.double()
+    g = q if gallery is None else gallery.double()
+    eps = 8 * torch.finfo(torch.float64).eps
+    if similarity == "dot":
+        return Space(q, g, None, eps * q.norm(dim=1) * g.norm(dim=1).max(), 0.0)
+    # 2 q.g - |g|^2 = |q|^2 - |q - g|^2, the negative squared distance but for a constant of the query.
+    # Centred, because rounding grows with what cancels.
+    centre = g.mean(dim=0)
+    q = q - centre
+    g = q if gallery is None else g - centre
+    return Space(2 * q, g, -g.square().sum(dim=1), 2 * eps * q.square().sum(dim=1), eps)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Rows of length one; a row of zeros stays so and has similarity 0 to everything."""
+    # By the largest entry first, so that squares neither overflow nor vanish.
+    x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    return x / x.norm(dim=1, keepdim=True).clamp_min(
+        0.5
+    )  # a row that is not zero has a norm of 1 or more here
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Matrix products as exact as the type, whatever is set for training (TF32, bfloat16, autocast)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
