@@ -1,0 +1,69 @@
+"""Where numbers go: metrics.jsonl, TensorBoard, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from deepmetric.training.checkpoint import write_atomically
+
+
+class MetricsLog:
+    """Writes each record as a line of metrics.jsonl, its numbers to TensorBoard too.
+
+    Args:
+        file: metrics.jsonl.
+        folder: TensorBoard's.
+        first_step: the step after which records are new. Older records stay; those of a run that was killed after
+            its last checkpoint are dropped, because they will be made again.
+    """
+
+    def __init__(self, file: Path, folder: Path, first_step: int):
+        # tensorboard's import takes more than a second
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        if file.exists():
+            kept = [
+                line for line in file.read_bytes().splitlines(keepends=True) if _is_older(line, first_step)
+            ]
+            write_atomically(file, lambda out: out.writelines(kept))
+        self._file = file.open("a", encoding="utf8")
+        self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, record: dict[str, Any], prefix: str) -> None:
+        """Add a record; it must hold ``step``. ``prefix`` groups its numbers in TensorBoard."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for key, value in record.items():
+            if isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(f"{prefix}/{key}", value, record["step"])
+
+    def speed(self, items_per_second: float, step: int) -> None:
+        """Throughput: for TensorBoard alone, so that metrics.jsonl of two equal runs is equal."""
+        self._board.add_scalar("speed/items_per_second", items_per_second, step)
+
+    def sync(self) -> None:
+        """Put all records on the disk, as a checkpoint is about to count on them."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def _is_older(line: bytes, first_step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= first_step and line.endswith(b"\n")
+    except ValueError:  # the line that a kill cut short
+        return False
+
+
+def progress_bar(total: int, done: int) -> tqdm:
+    return tqdm(total=total, initial=done, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr)

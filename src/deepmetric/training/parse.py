@@ -1,0 +1,141 @@
+"""Recipes in YAML and on the command line, through jsonargparse, with the nearest right key in its errors."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from argparse import ArgumentError
+from dataclasses import fields, is_dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from deepmetric.errors import InputError, did_you_mean
+from deepmetric.training.recipe import Recipe
+
+# What jsonargparse says of a key or a name that it does not know.
+_UNKNOWN = re.compile(
+    r"[Oo]ption '(?P<a>[\w.]+)' is not accepted|does not accept option '(?P<b>[\w.]+)'"
+    r"|unrecognized arguments: --(?P<c>[\w.\-]+)|has no attribute '(?P<d>\w+)'|No module named '(?P<e>[\w.]+)'"
+)
+
+
+def recipe_parser(**kwargs: Any) -> ArgumentParser:
+    """A parser of recipes: ``--config FILE`` (again and again, later ones win) and ``--dotted.key value``."""
+    parser = ArgumentParser(exit_on_error=False, **kwargs)
+    parser.add_argument(
+        "--config", action="config", help="a recipe in YAML; may be given several times, later wins"
+    )
+    parser.add_class_arguments(Recipe, as_group=False)
+    return parser
+
+
+def parse_recipe(arguments: list[str], parser: ArgumentParser | None = None) -> tuple[Recipe, Namespace]:
+    """Read a recipe from command-line arguments (``--config FILE --dotted.key value ...``).
+
+    Returns the recipe and the namespace of what was parsed. Raises InputError for a key that no part takes (with
+    the nearest one that it does take), a wrong type, a missing part, a class that cannot be found.
+    """
+    parser = parser or recipe_parser()
+    try:
+        values = parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise InputError(_explain(str(error), arguments)) from error
+    built = parser.instantiate(values)
+    return Recipe(**{field.name: built[field.name] for field in fields(Recipe)}), values
+
+
+def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
+    """The resolved recipe as YAML: every setting, defaults included, paths of the data made absolute."""
+    resolved = yaml.safe_load(parser.dump(values))
+    recipe = {field.name: resolved.get(field.name) for field in fields(Recipe)}
+    arguments = (recipe["data"] or {}).get("init_args") or {}
+    for key, value in arguments.items():
+        # A run may be resumed or evaluated from another working directory.
+        if isinstance(value, str) and Path(value).exists():
+            arguments[key] = str(Path(value).resolve())
+    return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def _explain(message: str, arguments: list[str]) -> str:
+    """The parser's message, shortened to what was wrong and where, with the nearest right key."""
+    hints = []
+    for match in _UNKNOWN.finditer(message):
+        unknown = next(group for group in match.groups() if group)
+        hint = _nearest(unknown, message, arguments)
+        if hint and hint not in hints:
+            hints.append(hint)
+    missing = re.search(r"the following arguments are required: (.*)", message)
+    if missing:
+        return (
+            f"the recipe lacks: {missing[1]}. Name a data recipe and a system, for example "
+            f"`deepmetric train data/glyphs systems/multi_similarity`; `deepmetric recipes` lists them."
+        )
+    # The dump of the whole value that follows helps nobody.
+    text = re.split(r"\. Got value: Namespace|\n\s*Given value type", message)[0].strip()
+    return f"the recipe cannot be read: {text}.{''.join(hints)}"
+
+
+def _nearest(unknown: str, message: str, arguments: list[str]) -> str:
+    head, _, last = unknown.rpartition(".")
+    classes = re.findall(r"class_path='([\w.]+)'|class_path '([\w.]+)'", message)
+    paths = [path for pair in classes for path in pair if path]
+    choices = set(_recipe_keys()) | {"class_path", "init_args"}
+    for path in [*paths, *_named_classes(arguments)]:
+        choices |= _parameters(path) | _siblings(path)
+    if head:
+        choices |= {f"{head}.{key.rpartition('.')[2]}" for key in choices}
+    return did_you_mean(unknown, choices) or did_you_mean(last, choices)
+
+
+def _recipe_keys() -> set[str]:
+    keys = set()
+    for field_name, kind in get_type_hints(Recipe).items():
+        keys.add(field_name)
+        if is_dataclass(kind):
+            keys |= {f"{field_name}.{inner.name}" for inner in fields(kind)} | {
+                inner.name for inner in fields(kind)
+            }
+    return keys
+
+
+def _named_classes(arguments: list[str]) -> list[str]:
+    """Every ``class_path`` of the recipe files among the arguments."""
+    found = []
+    for option, value in itertools.pairwise(arguments):
+        if option == "--config" and Path(value).is_file():
+            found += re.findall(r"class_path:\s*['\"]?([\w.]+)", Path(value).read_text(encoding="utf8"))
+    return found
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+
+
+def _parameters(path: str) -> set[str]:
+    found = _load(path)
+    return set(inspect.signature(found).parameters) if inspect.isclass(found) else set()
+
+
+def _siblings(path: str) -> set[str]:
+    """Names beside a class that could not be found: it may be one of them, misspelt."""
+    try:
+        return {name for name in dir(import_module(path.rpartition(".")[0])) if name[:1].isupper()}
+    except (ImportError, ValueError):
+        return set()
+
+
+def describe_part(factory: Any) -> str:
+    """Name of the class that a factory makes, for messages."""
+    while isinstance(factory, partial):
+        factory = next((a for a in factory.args if inspect.isclass(a)), factory.func)
+    return getattr(factory, "__name__", str(factory))

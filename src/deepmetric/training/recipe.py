@@ -1,0 +1,97 @@
+"""What a recipe says: the parts of a training run, each a factory, and the settings of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from deepmetric.data import Dataset, MPerClassSampler
+from deepmetric.losses import CrossBatchMemory
+from deepmetric.models import EmbeddingModel
+from deepmetric.training.schedules import Schedule
+
+# `Optional[X]` and quoted-free annotations: jsonargparse reads these at run time, also on Python 3.10.
+
+
+@dataclass
+class LearningRates:
+    """Learning rates of the parts of a run; a part left out has the optimiser's own.
+
+    Args:
+        backbone: of the backbone's parameters.
+        head: of the pooling and the head.
+        loss: of the parameters of the loss (proxies, class weights, boundaries).
+    """
+
+    backbone: float | None = None
+    head: float | None = None
+    loss: float | None = None
+
+
+@dataclass
+class Loop:
+    """Settings of the training loop.
+
+    Args:
+        steps: number of optimiser steps.
+        evaluate_every: steps between evaluations on the validation classes (also at the start and at the end).
+        checkpoint_every: steps between checkpoints; each evaluation writes one too.
+        log_every: steps between lines of metrics.jsonl.
+        patience: stop after this many evaluations without a better MAP@R; null never stops early.
+        clip_norm: largest norm of the gradient of all parameters together; null does not clip.
+        precision: of the model's forward pass; losses are always computed in float32.
+        device: "auto" takes the GPU when there is one.
+        workers: processes that read and augment images; 0 reads in the main process.
+        ks: the K of Recall@K in validation.
+    """
+
+    steps: int = 1000
+    evaluate_every: int = 200
+    checkpoint_every: int = 200
+    log_every: int = 10
+    patience: int | None = None
+    clip_norm: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    workers: int = 0
+    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+
+
+@dataclass
+class Recipe:
+    """A training run, named part by part.
+
+    Every part is a factory: a recipe in YAML names its class (``class_path``) and arguments (``init_args``), a
+    program may pass any callable. Nothing is built before the trainer calls it.
+
+    Args:
+        data: the labelled items, all splits.
+        model: what turns images into embeddings.
+        loss: ``loss(embeddings, labels) -> scalar``.
+        sampler: batches of the training items, made from their labels.
+        optimizer: made from the parameter groups.
+        schedule: of the learning rate; made from the optimiser and the number of steps.
+        memory: wraps the loss; made from the loss and the width of the embedding.
+        augmentation: training transforms in this order, torchvision v2 on uint8 images; null takes the model's own
+            preprocessing.
+        learning_rates: where parts differ from the optimiser's learning rate.
+        training: settings of the loop.
+        seed: of the initial weights, the batches and the augmentation.
+    """
+
+    data: Callable[[], Dataset]
+    model: Callable[[], EmbeddingModel]
+    loss: Callable[[], nn.Module]
+    sampler: Callable[[np.ndarray], MPerClassSampler]
+    optimizer: Callable[[list], Optimizer]
+    schedule: Callable[[Optimizer, int], Schedule]
+    memory: Callable[[nn.Module, int], CrossBatchMemory] | None = None
+    augmentation: list[Callable[[], nn.Module]] | None = None
+    learning_rates: LearningRates = field(default_factory=LearningRates)
+    training: Loop = field(default_factory=Loop)
+    seed: int = 0

@@ -1,0 +1,283 @@
+"""The training loop: batches -> embeddings -> loss -> step, with evaluation, checkpoints and resumption."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from deepmetric.data import Dataset, MPerClassSampler, make_loader, numbered
+from deepmetric.errors import InputError
+from deepmetric.evaluation import evaluate_model
+from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
+from deepmetric.training.guards import CollapseWatch, check_finite
+from deepmetric.training.log import MetricsLog, progress_bar
+from deepmetric.training.optim import parameter_groups
+from deepmetric.training.recipe import Recipe
+from deepmetric.training.run import Run, initial_model
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """Builds the parts of a recipe and runs them.
+
+    Args:
+        recipe: what to train.
+        run: the folder to write to.
+
+    Raises:
+        InputError: for a recipe that cannot be trained (no training items, classes shared between training and
+            validation, more processes than one).
+    """
+
+    def __init__(self, recipe: Recipe, run: Run):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise InputError(
+                "training under torchrun with several processes is not supported: start `deepmetric train` alone."
+            )
+        self.recipe, self.run, self.loop = recipe, run, recipe.training
+        self.device = _device(self.loop.device)
+        data = recipe.data()
+        self.model = initial_model(recipe).to(self.device).train()
+        self.train_data = _train_split(data, recipe, self.model)
+        self.validation = _validation_split(data)
+        self.skipped = data.skipped
+        self.description = data.describe()
+        loss = recipe.loss()
+        self.loss: nn.Module = recipe.memory(loss, self.model.embedding_dim) if recipe.memory else loss
+        self.loss.to(self.device).train()
+        self.sampler: MPerClassSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed)  # type: ignore[call-arg]
+        self.optimizer = recipe.optimizer(parameter_groups(self.model, self.loss, recipe.learning_rates))
+        self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")
+        self.watch = CollapseWatch()
+        self.step = 0
+        self.best = -math.inf
+        self.stale = 0  # evaluations since the best one
+        self.finished = False
+
+    # ---- state ----
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        epoch, position = divmod(self.step, len(self.sampler))
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "sampler": {"epoch": epoch, "position": position},
+            "progress": {
+                "step": self.step,
+                "best": self.best,
+                "stale": self.stale,
+                "finished": self.finished,
+                "collapse_looks": self.watch.seen,
+            },
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where :meth:`state_dict` was taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.sampler.load_state_dict(state["sampler"])
+        progress = state["progress"]
+        self.step, self.best, self.stale = progress["step"], progress["best"], progress["stale"]
+        self.finished = progress["finished"]
+        self.watch.seen = progress["collapse_looks"]
+        torch.set_rng_state(state["random"]["cpu"])
+        if state["random"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+
+    # ---- the loop ----
+
+    def train(self, resume: bool = False) -> None:
+        """Train to the end, or from the last checkpoint to the end with ``resume``."""
+        if resume:
+            self.load_state_dict(load_checkpoint(self.run.last_checkpoint))
+        if self.skipped:
+            (self.run.folder / "skipped.txt").write_text("\n".join(self.skipped) + "\n", encoding="utf8")
+        self.log = MetricsLog(
+            self.run.metrics_file, self.run.folder / "tensorboard", self.step if resume else 0
+        )
+        bar = progress_bar(self.loop.steps, self.step)
+        try:
+            if not resume:
+                self._evaluate(bar)
+            self._steps(bar)
+        finally:
+            bar.close()
+            self.log.close()
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches of the remaining steps. What is read ahead by workers does not count: the step does."""
+
+        def index_batches() -> Iterator[list[int]]:
+            epoch, position = divmod(self.step, len(self.sampler))
+            self.sampler.load_state_dict({"epoch": epoch, "position": position})
+            while True:
+                yield from self.sampler
+
+        remaining = islice(index_batches(), self.loop.steps - self.step)
+        return iter(
+            make_loader(
+                self.train_data,
+                batch_sampler=numbered(
+                    remaining, self.step * self.sampler.classes_per_batch * self.sampler.instances
+                ),
+                workers=self.loop.workers,
+                seed=self.recipe.seed,
+            )
+        )
+
+    def _steps(self, bar: tqdm) -> None:
+        if self.finished:
+            return
+        since, items = time.perf_counter(), 0
+        for images, labels, indices in self._batches():
+            self.step += 1
+            embeddings, loss = self._one_step(images, labels, indices)
+            bar.update()
+            items += len(images)
+            if self.step % self.loop.log_every == 0 or self.step == 1:
+                elapsed = time.perf_counter() - since
+                self._log_step(loss, embeddings, bar)
+                self.log.speed(items / max(elapsed, 1e-9), self.step)
+                since, items = time.perf_counter(), 0
+            last = self.step == self.loop.steps
+            if self.step % self.loop.evaluate_every == 0 or last:
+                self._evaluate(bar)
+                since, items = time.perf_counter(), 0
+                if self._out_of_patience(bar):
+                    return
+            elif self.step % self.loop.checkpoint_every == 0:
+                self._save()
+
+    def _one_step(self, images: Tensor, labels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        half = _AUTOCAST.get(self.loop.precision)
+        with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
+            embeddings = self.model(images)
+        # Losses in float32 whatever the model's precision: exp(25) overflows half precision.
+        embeddings = embeddings.float()
+        loss = self.loss(embeddings, labels)
+        check_finite(loss, embeddings, self.step, [self.train_data.ids[i] for i in indices.tolist()])
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.loop.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.loop.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        return embeddings.detach(), loss.detach()
+
+    def _log_step(self, loss: Tensor, embeddings: Tensor, bar: tqdm) -> None:
+        record: dict[str, Any] = {"step": self.step, "loss": float(loss)}
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr()):
+            record[f"lr_{group['name']}"] = rate
+        self.log.write(record, "train")
+        bar.set_postfix(loss=f"{record['loss']:.4f}", best=f"{self.best:.3f}" if self.validation else "-")
+        warning = self.watch.look(embeddings, self.step)
+        if warning:
+            bar.write(f"warning: {warning}")
+            self.log.write({"step": self.step, "warning": warning}, "train")
+
+    # ---- evaluation and checkpoints ----
+
+    def _evaluate(self, bar: tqdm) -> None:
+        """Measure on the validation classes, keep the best model, write the checkpoints."""
+        improved = True  # without validation classes the last model is the one to keep
+        if self.validation is not None:
+            scores = evaluate_model(
+                self.model,
+                self.validation,
+                ks=self.loop.ks,
+                workers=self.loop.workers,
+                device=str(self.device),
+            )
+            self.model.train()
+            self.log.write({"step": self.step, "split": "val", **scores}, "val")
+            bar.write(
+                f"step {self.step}: validation Recall@1 {scores['recall@1']:.4f}, MAP@R {scores['map@r']:.4f}"
+                f"{' (untrained)' if self.step == 0 else ''}"
+            )
+            score = scores["map@r"]
+            improved = score > self.best
+            if self.step:
+                self.schedule.on_score(score)
+            self.stale = 0 if improved else self.stale + 1
+            self.best = max(self.best, score)
+        self.finished = self.step == self.loop.steps or self._patience_spent()
+        self._save(best=improved)
+
+    def _save(self, best: bool = False) -> None:
+        self.log.sync()
+        state = self.state_dict()
+        if best:
+            save_checkpoint(self.run.best_checkpoint, state)
+            self.model.save_pretrained(self.run.model_folder)
+        # Last: a kill in between leaves an older `last`, from which the rest is made again.
+        save_checkpoint(self.run.last_checkpoint, state)
+
+    def _patience_spent(self) -> bool:
+        return self.loop.patience is not None and self.stale >= self.loop.patience
+
+    def _out_of_patience(self, bar: tqdm) -> bool:
+        if not self._patience_spent():
+            return False
+        bar.write(f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
+        return True
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"`training.device` {name!r} cannot be used here: {error}") from error
+    return device
+
+
+def _train_split(data: Dataset, recipe: Recipe, model: nn.Module) -> Dataset:
+    train = data.split("train")
+    if recipe.augmentation is None:
+        return train.with_transform(model.preprocessing.transform())
+    return train.with_transform(v2.Compose([make() for make in recipe.augmentation]))
+
+
+def _validation_split(data: Dataset) -> Dataset | None:
+    """The validation items, or None. Refuses classes that training sees too: the score would be another thing."""
+    if "val" not in data.splits:
+        return None
+    shared = data.shared_classes().get(("train", "val"))
+    if shared:
+        raise InputError(
+            f"training and validation share {len(shared)} classes ({', '.join(shared[:5])} ...): validation must be on "
+            f"classes that training never sees. Mend the splits, or leave the validation split out and let "
+            f"`data.split` deal one."
+        )
+    return data.split("val")

@@ -1,0 +1,101 @@
+"""The whole chain as a user types it: train, evaluate, embed, index, search, on a folder of images."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def deepmetric(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "deepmetric.cli", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def place(image_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("chain")
+    shutil.copytree(image_folder, folder / "images")
+    recipe = folder / "mine.yaml"
+    recipe.write_text(
+        "model:\n"
+        "  class_path: deepmetric.models.EmbeddingModel\n"
+        "  init_args:\n"
+        "    backbone: deepmetric.models.ConvNet\n"
+        "    backbone_args: {blocks: 2, width: 16}\n"
+        "    pooling: avg\n"
+        "    embedding_dim: 16\n"
+        "    size: 16\n"
+        "    resize: 16\n"
+        "augmentation: null\n"
+        "sampler: {init_args: {classes_per_batch: 8}}\n"
+        "training: {steps: 60, evaluate_every: 30, workers: 0}\n"
+    )
+    return folder
+
+
+def test_from_folder_to_search(place):
+    trained = deepmetric(
+        "train",
+        "data/folder",
+        "systems/multi_similarity",
+        "mine.yaml",
+        "--data.root",
+        "images",
+        "--run",
+        "run",
+        cwd=place,
+    )
+    assert "model: run/model" in trained.stdout
+
+    done = deepmetric("evaluate", "run", "--untrained", "--bootstrap", "100", cwd=place)
+    assert "recall@1" in done.stdout
+    scores = json.loads(deepmetric("evaluate", "run", "--json", "--ks", "1", "2", cwd=place).stdout)
+    text = json.dumps(scores)
+    assert "recall@1" in text
+    assert "recall@2" in text
+    assert "map@r" in text
+
+    deepmetric("embed", "run", "images", "-o", "vectors.parquet", cwd=place)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(place / "vectors.parquet")
+    assert table.num_rows == 240
+    assert len(table["embedding"][0]) == 16
+
+    query = place / "query.png"
+    shutil.copy(place / "images/class_07/3.png", query)
+    deepmetric("index", "run", "images", "-o", "index", cwd=place)
+    shown = deepmetric("search", "index", "query.png", "-k", "5", cwd=place).stdout
+    assert "class_07/3.png" in shown
+    found = json.loads(deepmetric("search", "index", "query.png", "-k", "5", "--json", cwd=place).stdout)
+    assert "class_07/3.png" in json.dumps(found)
+
+
+def test_a_second_run_gets_its_own_folder(place):
+    for _ in range(2):
+        deepmetric(
+            "train",
+            "data/folder",
+            "systems/multi_similarity",
+            "mine.yaml",
+            "--data.root",
+            "images",
+            "--training.steps",
+            "1",
+            cwd=place,
+        )
+    assert sorted(path.name for path in (place / "runs").iterdir()) == [
+        "folder-multi_similarity-mine",
+        "folder-multi_similarity-mine-2",
+    ]

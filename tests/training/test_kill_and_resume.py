@@ -1,0 +1,78 @@
+"""A training process that is really killed, several times, and resumed: the same result as the unbroken run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from deepmetric.training import Run
+
+STEPS = 150
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "deepmetric.cli", "train", *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+
+
+def kill_at(process: subprocess.Popen, run: Run, step: int) -> None:
+    """Kill -9 as soon as metrics.jsonl shows the step."""
+    deadline = time.monotonic() + 240
+    needle = f'"step": {step},'
+    while not (run.metrics_file.exists() and needle in run.metrics_file.read_text(encoding="utf8")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_killed_twice_and_resumed_equals_unbroken(recipe_file: Path, tmp_path: Path):
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    settings = [
+        "--training.steps",
+        str(STEPS),
+        "--training.evaluate_every",
+        "50",
+        "--training.checkpoint_every",
+        "7",
+    ]
+    finish(start(str(recipe_file), "--run", str(whole.folder), *settings))
+
+    # two workers read ahead: what they had fetched when killed must not be lost
+    process = start(str(recipe_file), "--run", str(broken.folder), *settings, "--training.workers", "2")
+    kill_at(process, broken, 17)
+    state = torch.load(broken.last_checkpoint, weights_only=True)
+    assert 0 < state["progress"]["step"] < STEPS
+    process = start("--resume", str(broken.folder))
+    kill_at(process, broken, 68)
+    finish(start("--resume", str(broken.folder)))
+
+    assert whole.metrics() == broken.metrics()
+    a, b = (torch.load(run.last_checkpoint, weights_only=True) for run in (whole, broken))
+    for part in ("model", "loss"):
+        assert a[part].keys() == b[part].keys()
+        for key in a[part]:
+            assert torch.equal(a[part][key], b[part][key]), f"{part}.{key}"
+    assert a["sampler"] == b["sampler"]
+    assert (whole.model_folder / "model.safetensors").read_bytes() == (
+        broken.model_folder / "model.safetensors"
+    ).read_bytes()
+    # the memory was in use and had wrapped round
+    assert int(a["loss"]["filled"]) == 50

@@ -1,0 +1,157 @@
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from deepmetric.errors import InputError
+from deepmetric.recipes import find_recipe, shipped_recipes
+from deepmetric.training.parse import dump_recipe, parse_recipe, recipe_parser
+
+
+def parse(file: Path, *arguments: str):
+    return parse_recipe(["--config", str(file), *arguments])[0]
+
+
+def test_parts_are_factories_with_the_recipe_s_arguments(recipe_file):
+    recipe = parse(recipe_file, "--training.steps", "7", "--loss.alpha", "3", "--sampler.instances=2")
+    assert recipe.training.steps == 7
+    assert recipe.loss().alpha == 3
+    model = recipe.model()
+    assert model.embedding_dim == 16
+    memory = recipe.memory(recipe.loss(), 16)
+    assert memory.embeddings.shape == (50, 16)
+    optimizer = recipe.optimizer([{"params": list(model.parameters())}])
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert optimizer.defaults["lr"] == 0.003
+    sampler = recipe.sampler(torch.arange(10).repeat_interleave(3).numpy(), seed=3)
+    assert len(next(iter(sampler))) == 10
+
+
+def test_later_recipes_win(recipe_file, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text("loss:\n  class_path: deepmetric.losses.ContrastiveLoss\ntraining:\n  steps: 3\n")
+    recipe = parse(recipe_file, "--config", str(other))
+    assert type(recipe.loss()).__name__ == "ContrastiveLoss"
+    assert recipe.training.steps == 3
+    assert recipe.training.evaluate_every == 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wrong", "right"),
+    [
+        (["--training.stesp", "3"], "training.stesp", "training.steps"),
+        (["--trainign.steps", "3"], "trainign.steps", "training.steps"),
+        (["--loss.alhpa", "3"], "alhpa", "alpha"),
+        (["--memory.sise", "3"], "sise", "size"),
+        (["--sampler.init_args.instnaces", "3"], "instnaces", "instances"),
+        (
+            ["--loss.class_path=deepmetric.losses.MultiSimilartyLoss"],
+            "MultiSimilartyLoss",
+            "MultiSimilarityLoss",
+        ),
+        (["--sead", "3"], "sead", "seed"),
+    ],
+)
+def test_misspelt_key_on_the_command_line_names_the_nearest(recipe_file, arguments, wrong, right):
+    with pytest.raises(InputError) as caught:
+        parse(recipe_file, *arguments)
+    assert wrong in str(caught.value)
+    assert f"Did you mean '{right}'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "right"),
+    [
+        ("trainig: {steps: 3}", "trainig", "training"),
+        ("training: {stepps: 3}", "stepps", "steps"),
+        ("loss: {class_path: deepmetric.losses.MultiSimilarityLoss, init_args: {bata: 3}}", "bata", "beta"),
+        ("loss: {class_path: deepmetric.losses.ContrastivLoss}", "ContrastivLoss", "ContrastiveLoss"),
+        (
+            "loss: {class_path: deepmetric.losses.MultiSimilarityLoss, init_arg: {beta: 3}}",
+            "init_arg",
+            "init_args",
+        ),
+        (
+            "data: {class_path: deepmetric.data.FolderDataset, init_args: {root: x, split: {tset: 3}}}",
+            "tset",
+            "test",
+        ),
+    ],
+)
+def test_misspelt_key_in_a_file_names_the_nearest(recipe_file, tmp_path, text, wrong, right):
+    other = tmp_path / "other.yaml"
+    other.write_text(text)
+    with pytest.raises(InputError) as caught:
+        parse(recipe_file, "--config", str(other))
+    assert wrong in str(caught.value)
+    assert f"Did you mean '{right}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "expected"),
+    [
+        (["--training.steps", "many"], "training.steps", "int"),
+        (["--training.precision", "fp8"], "training.precision", "bf16"),
+        (["--loss.alpha", "abc"], "alpha", "float"),
+        (["--memory.size", "big"], "size", "int"),
+    ],
+)
+def test_wrong_type_is_refused_with_the_key_and_what_was_expected(recipe_file, arguments, where, expected):
+    with pytest.raises(InputError) as caught:
+        parse(recipe_file, *arguments)
+    assert where in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_missing_parts_are_named_with_an_example():
+    with pytest.raises(InputError, match=r"lacks: data, model, loss.*deepmetric train data/glyphs systems"):
+        parse_recipe([])
+
+
+def test_dump_is_the_same_recipe_again(recipe_file, tmp_path):
+    parser = recipe_parser()
+    _, values = parse_recipe(["--config", str(recipe_file), "--seed", "5"], parser)
+    text = dump_recipe(parser, values)
+    again = tmp_path / "again.yaml"
+    again.write_text(text)
+    parser = recipe_parser()
+    _, values = parse_recipe(["--config", str(again)], parser)
+    assert dump_recipe(parser, values) == text
+    settings = yaml.safe_load(text)
+    assert settings["seed"] == 5
+    assert settings["loss"]["init_args"]["epsilon"] == 0.1  # defaults are written out
+
+
+def test_dump_makes_the_data_s_path_absolute(recipe_file, image_folder, monkeypatch):
+    monkeypatch.chdir(image_folder.parent)
+    parser = recipe_parser()
+    _, values = parse_recipe(["--config", str(recipe_file), "--data.root", image_folder.name], parser)
+    assert yaml.safe_load(dump_recipe(parser, values))["data"]["init_args"]["root"] == str(
+        image_folder.resolve()
+    )
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match=r"no recipe 'data/glyps'.*Did you mean 'data/glyphs'"):
+        find_recipe("data/glyps")
+
+
+def test_every_shipped_pair_of_data_and_system_builds_its_parts():
+    names = shipped_recipes()
+    data = [name for name in names if name.startswith("data/")]
+    systems = [name for name in names if name.startswith("systems/")]
+    assert len(data) >= 5
+    assert len(systems) >= 3
+    for one in data:
+        for other in systems:
+            recipe = parse_recipe(["--config", str(names[one]), "--config", str(names[other])])[0]
+            loss = recipe.loss()
+            if recipe.memory is not None:
+                recipe.memory(loss, 8)
+            optimizer = recipe.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+            recipe.schedule(optimizer, recipe.training.steps)
+            for make in recipe.augmentation or []:
+                make()
+    for name, path in names.items():
+        assert path.read_text(encoding="utf8").startswith("# "), name
