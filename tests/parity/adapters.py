@@ -1,0 +1,304 @@
+"""From a golden case's system, variant and parameters to our loss: one function a formula, no numbers.
+
+``ADAPTERS[system, variant]`` takes the case and returns our loss value, attached to the case's leaves.
+``NOT_OFFERED`` names the conventions that we do not have, and why; ``NOT_YET`` the systems without a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepmetric.losses import ContrastiveLoss, CrossBatchMemory, MultiSimilarityLoss, PairLoss, TripletLoss
+from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.pairs import cosine, pairs_of, squared_distances
+
+REDUCERS = {"AvgNonZeroReducer": "nonzero", "MeanReducer": "mean", "nonzero": "nonzero", "mean": "mean"}
+FORMS = {
+    "L2": "distance",
+    "squared_L2": "squared_distance",
+    "LpDistance(p=2, power=1)": "distance",
+    "LpDistance(p=2, power=2)": "squared_distance",
+    "CosineSimilarity": "cosine",
+    1: "distance",
+    2: "squared_distance",
+}
+MINERS = {"all": "all", "hard": "hard_band", "semihard": "semihard_band"}
+
+
+class NotOffered(Exception):
+    """A convention that we do not have decides this case's value."""
+
+
+def cosine_contrastive(case: Any) -> Tensor:
+    return case.apply(ContrastiveLoss(negative_margin=case["margin"]))
+
+
+def hinge_contrastive(case: Any) -> Tensor:
+    margins = {"positive_margin": case["pos_margin"], "negative_margin": case["neg_margin"]}
+    return case.apply(ContrastiveLoss("cosine_hinge", **margins, reduction="nonzero"))
+
+
+def distance_contrastive(case: Any) -> Tensor:
+    return case.apply(
+        ContrastiveLoss(
+            FORMS[case.get("distance.power", "L2")],
+            positive_margin=case["pos_margin"],
+            negative_margin=case["neg_margin"],
+            reduction=REDUCERS[case.get("reducer", "nonzero")],
+        )
+    )
+
+
+def contrastive_memory(case: Any) -> Tensor:
+    margins = case.called("wrapped loss")
+    loss = ContrastiveLoss("distance", margins["pos_margin"], margins["neg_margin"], reduction="nonzero")
+    return through_memory(case, loss)
+
+
+def contrastive_memory_of_single_rows(case: Any) -> Tensor:
+    loss = ContrastiveLoss("distance", case["pos_margin"], case["neg_margin"], reduction="mean")
+    return through_memory(case, loss)
+
+
+def scaled_multi_similarity(case: Any) -> Tensor:
+    """The authors' code drops positives of similarity >= 1 - 1e-5, real duplicates too; ours keeps duplicates.
+
+    The mining takes a positive that near only where a negative is within its slack, so elsewhere both agree.
+    """
+    batch = checked_batch(
+        case.embeddings, case.labels, case.ref_embeddings, case.ref_labels, case.self_in_ref
+    )
+    similarity, pairs = cosine(batch).detach(), pairs_of(batch)
+    duplicate = (pairs.positive & (similarity > 1 - 1e-5)).any(1)
+    if (duplicate & ((similarity + case["margin"] > 1 - 1e-5) & pairs.negative).any(1)).any():
+        raise NotOffered("drops duplicates by their similarity; ours leaves out by position alone")
+    return case.apply(
+        MultiSimilarityLoss(case["SCALE_POS"], case["SCALE_NEG"], case["thresh"], epsilon=case["margin"])
+    )
+
+
+def scaled_multi_similarity_without_mining(case: Any) -> Tensor:
+    return case.apply(MultiSimilarityLoss(case["SCALE_POS"], case["SCALE_NEG"], case["thresh"], epsilon=None))
+
+
+def multi_similarity(case: Any) -> Tensor:
+    epsilon = case.get("epsilon")
+    return case.apply(MultiSimilarityLoss(case["alpha"], case["beta"], case["base"], epsilon=epsilon))
+
+
+def multi_similarity_of_kept(case: Any) -> Tensor:
+    return case.apply(
+        MultiSimilarityLoss(
+            case["pos_weight"], case["neg_weight"], case["thresh"], epsilon=case["margin"], reduction="kept"
+        )
+    )
+
+
+def multi_similarity_memory(case: Any) -> Tensor:
+    return through_memory(case, MultiSimilarityLoss(**case.called("wrapped loss"), epsilon=None))
+
+
+def triplet_all(case: Any) -> Tensor:
+    return case.apply(
+        TripletLoss(
+            case["margin"],
+            mining="all",
+            form=FORMS[case.get("distance", "L2")],
+            soft_margin=case.get("smooth_loss", False),
+            reduction=REDUCERS[case.get("reducer", "nonzero")],
+            swap=case.get("swap", False),
+        )
+    )
+
+
+def triplet_memory(case: Any) -> Tensor:
+    loss = TripletLoss(case.called("wrapped loss")["margin"], "all", "distance")
+    return through_memory(case, loss)
+
+
+def triplet_mined(case: Any) -> Tensor:
+    mining = MINERS[case["type_of_triplets"]]
+    return case.apply(TripletLoss(case["margin"], mining=mining, form="distance"))
+
+
+def triplet_given(case: Any) -> Tensor:
+    loss = TripletLoss(
+        case["loss_triplet_margin"], form="squared_distance", reduction="mean", normalize=False
+    )
+    case.as_given = True
+    distance, _ = squared_distances(checked_batch(case.embeddings, case.labels), normalize=False)
+    anchor, positive, negative = torch.tensor(case.fields["triplets"]).T
+    return loss.of_distances(distance[anchor, positive], distance[anchor, negative])
+
+
+def triplet_unnormalised_all(case: Any) -> Tensor:
+    return case.apply(TripletLoss(case["margin"], "all", form="distance", reduction="mean", normalize=False))
+
+
+def batch_hard(case: Any) -> Tensor:
+    """Hermans et al. on rows as given; no margin means the soft form; an anchor alone in its class pushes."""
+    margin = case.get("margin")
+    return case.apply(
+        TripletLoss(
+            margin or 0.0,
+            "hard",
+            form="squared_distance" if "squared" in case.variant else "distance",
+            soft_margin=margin is None,
+            reduction="mean",
+            singletons="push",
+            normalize=False,
+        )
+    )
+
+
+def pml_batch_hard(case: Any) -> Tensor:
+    return case.apply(TripletLoss(case["margin"], "hard", form="distance"))
+
+
+def facenet(case: Any) -> Tensor:
+    form = FORMS[case["distance_metric"]]
+    return case.apply(TripletLoss(case["margin"], "semihard", form=form, reduction="mean", normalize=False))
+
+
+def easy_positive(case: Any) -> Tensor:
+    return case.apply(TripletLoss(case["margin"], "easy_positive", form="distance"))
+
+
+def through_memory(case: Any, loss: PairLoss) -> Tensor:
+    """The loss after the recorded batches went through our memory, which must hold what the peer's held."""
+    memory = CrossBatchMemory(loss, case.embeddings.shape[1], case["memory_size"], batch_weight=0.0).double()
+    before = case.fields["previous_batches"]
+    losses = [
+        memory(torch.tensor(batch["embeddings"], dtype=torch.float64), torch.tensor(batch["labels"])).item()
+        for batch in before
+    ]
+    if "previous_losses" in case.fields:
+        wanted = torch.tensor(case.fields["previous_losses"], dtype=torch.float64)
+        torch.testing.assert_close(torch.tensor(losses, dtype=torch.float64), wanted, rtol=1e-9, atol=1e-11)
+    value = memory(case.embeddings, case.labels)
+    assert torch.equal(memory.embeddings, case.ref_embeddings)
+    assert torch.equal(memory.labels, case.ref_labels)
+    return value
+
+
+ADAPTERS: dict[tuple[str, str], Callable[[Any], Tensor]] = {
+    ("contrastive", "cosine_deep_metric"): cosine_contrastive,
+    ("contrastive", "cosine_deep_metric_b"): cosine_contrastive,
+    ("contrastive", "cosine_pml"): hinge_contrastive,
+    ("contrastive", "cosine_roadmap_pairloss"): cosine_contrastive,
+    ("contrastive", "cosine_xbm"): cosine_contrastive,
+    ("contrastive", "distance_pml"): distance_contrastive,
+    ("contrastive", "distance_pml_one_pair_each"): distance_contrastive,
+    ("contrastive", "distance_pml_squared_mean"): distance_contrastive,
+    ("contrastive", "pml_cross_batch_memory"): contrastive_memory,
+    ("contrastive", "pml_cross_batch_memory_batch_of_one"): contrastive_memory_of_single_rows,
+    ("multi_similarity", "ms_loss"): scaled_multi_similarity,
+    ("multi_similarity", "pml"): multi_similarity,
+    ("multi_similarity", "pml_cross_batch_memory"): multi_similarity_memory,
+    ("multi_similarity", "pml_miner"): multi_similarity,
+    ("multi_similarity", "revisiting"): multi_similarity_of_kept,
+    ("multi_similarity", "xbm"): scaled_multi_similarity,
+    ("multi_similarity", "xbm_no_mining"): scaled_multi_similarity_without_mining,
+    ("triplet", "oml_all_mean"): triplet_unnormalised_all,
+    ("triplet", "pml_all"): triplet_all,
+    ("triplet", "pml_all_cosine"): triplet_all,
+    ("triplet", "pml_all_mean"): triplet_all,
+    ("triplet", "pml_all_soft"): triplet_all,
+    ("triplet", "pml_all_squared"): triplet_all,
+    ("triplet", "pml_all_swap"): triplet_all,
+    ("triplet", "pml_cross_batch_memory"): triplet_memory,
+    ("triplet", "pml_miner_all"): triplet_mined,
+    ("triplet", "revisiting_given_triplets"): triplet_given,
+    ("triplet_hard", "oml_hard_mean"): batch_hard,
+    ("triplet_hard", "oml_hard_soft"): batch_hard,
+    ("triplet_hard", "pml_batch_hard"): pml_batch_hard,
+    ("triplet_hard", "pml_miner_hard"): triplet_mined,
+    ("triplet_hard", "tfa_L2"): batch_hard,
+    ("triplet_hard", "tfa_soft"): batch_hard,
+    ("triplet_hard", "tfa_squared_L2"): batch_hard,
+    ("triplet_semihard", "facenet_tfa_L2"): facenet,
+    ("triplet_semihard", "facenet_tfa_squared_L2"): facenet,
+    ("triplet_semihard", "pml_batch_easy_semihard"): easy_positive,
+    ("triplet_semihard", "pml_miner_semihard"): triplet_mined,
+}
+
+_NO_NEGATIVE = "invents a negative where the batch has none; ours forms no triplet"
+
+# (system, variant) or (system, variant, scenario) -> why not
+NOT_OFFERED: dict[tuple[str, ...], str] = {
+    ("multi_similarity", "pml_cross_batch_memory_miner"): "lets an anchor's own copy steer the mining",
+    ("triplet", "pml_miner_easy"): "keeps the satisfied triplets only: always 0",
+    ("triplet", "xbm"): "no triplet loss: a contrastive loss with a fixed mining threshold of 0.6",
+    ("triplet_hard", "tfa_L2", "single_class"): _NO_NEGATIVE,
+    ("triplet_hard", "tfa_squared_L2", "single_class"): _NO_NEGATIVE,
+    ("triplet_semihard", "facenet_tfa_L2", "single_class"): _NO_NEGATIVE,
+    ("triplet_semihard", "facenet_tfa_squared_L2", "single_class"): _NO_NEGATIVE,
+}
+
+_NO_LOSS = "no such loss yet"
+_NO_MINER = "no such miner or sampling apart from a loss yet"
+_METRICS = "metrics are compared in tests/evaluation"
+
+# system -> why none of its cases is compared here
+NOT_YET: dict[str, str] = {
+    "angular": _NO_LOSS,
+    "arcface": _NO_LOSS,
+    "binomial_deviance": _NO_LOSS,
+    "circle": _NO_LOSS,
+    "cosface": _NO_LOSS,
+    "fast_ap": _NO_LOSS,
+    "generalized_lifted": _NO_LOSS,
+    "hard_mining": _NO_LOSS,
+    "histogram": _NO_LOSS,
+    "hyperbolic_ntxent": _NO_LOSS,
+    "intra_pair_variance": _NO_LOSS,
+    "large_margin_softmax": _NO_LOSS,
+    "lifted_structure": _NO_LOSS,
+    "margin": _NO_LOSS,
+    "nca": _NO_LOSS,
+    "normalized_softmax": _NO_LOSS,
+    "npairs": _NO_LOSS,
+    "ntxent": _NO_LOSS,
+    "pnp": _NO_LOSS,
+    "proxy_anchor": _NO_LOSS,
+    "proxy_nca": _NO_LOSS,
+    "proxy_nca_pp": _NO_LOSS,
+    "ranked_list": _NO_LOSS,
+    "recall_at_k_surrogate": _NO_LOSS,
+    "roadmap_calibration": _NO_LOSS,
+    "smooth_ap": _NO_LOSS,
+    "snr_contrastive": _NO_LOSS,
+    "soft_triple": _NO_LOSS,
+    "softbin_ap": _NO_LOSS,
+    "sphereface": _NO_LOSS,
+    "subcenter_arcface": _NO_LOSS,
+    "supap": _NO_LOSS,
+    "supcon": _NO_LOSS,
+    "tuplet_margin": _NO_LOSS,
+    "distance_weighted_sampling": _NO_MINER,
+    "miner_angular": _NO_MINER,
+    "miner_batch_easy_hard": _NO_MINER,
+    "miner_batch_hard": _NO_MINER,
+    "miner_hdc": _NO_MINER,
+    "miner_multi_similarity": _NO_MINER,
+    "miner_n_hard": _NO_MINER,
+    "miner_pair_margin": _NO_MINER,
+    "miner_triplet_margin": _NO_MINER,
+    "clustering": _METRICS,
+    "retrieval": _METRICS,
+}
+
+
+def reason_to_skip(system: str, *variant_and_scenario: str) -> str | None:
+    """Why this case is not compared; None: it is."""
+    if system in NOT_YET:
+        return NOT_YET[system]
+    for n in (1, 2):
+        key = (system, *variant_and_scenario[:n])
+        if key in NOT_OFFERED:
+            return f"not offered: {NOT_OFFERED[key]}"
+    return None
