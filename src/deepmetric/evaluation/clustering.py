@@ -14,7 +14,7 @@ ITERATIONS = 20  # what nearly every published system uses, and FAISS's former d
 
 
 def cluster(embeddings: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """Euclidean k-means by FAISS, 20 iterations over all points: ``[N, d]`` -> cluster of each row, int64 ``[N]``."""
+    """Euclidean k-means by FAISS, 20 iterations over all points: ``[N, d]`` -> int64 ``[N]``."""
     import faiss
 
     x = np.ascontiguousarray(embeddings, dtype=np.float32)

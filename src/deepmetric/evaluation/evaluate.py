@@ -44,7 +44,7 @@ def embed_dataset(
         dataset = dataset.with_transform(preprocessing.transform())
     if device is not None:
         model.to(device)
-    place = next(iter(model.parameters()), torch.empty(0)).device
+    place = _device(model)
     mode = {module: module.training for module in model.modules()}
     rows: list[np.ndarray] = []
     model.eval()
@@ -82,45 +82,44 @@ def evaluate_model(
     left out of its own ranking, by index. ``per_query`` follows the order of the queries in the data set.
 
     Raises:
-        InputError: no query or no gallery item, and all that :func:`retrieval_metrics` and :func:`embed_dataset`
-            raise.
+        InputError: no query or no gallery item, and all that :func:`retrieval_metrics` and
+            :func:`embed_dataset` raise.
     """
-    query, gallery = np.flatnonzero(dataset.is_query), np.flatnonzero(dataset.is_gallery)
-    if not len(query) or not len(gallery):
+    if not dataset.is_query.any() or not dataset.is_gallery.any():
         raise InputError(
-            f"An evaluation needs queries and a gallery; of {len(dataset)} items {len(query)} are queries "
-            f"and {len(gallery)} are in the gallery. Look at the columns is_query and is_gallery of the table."
+            f"An evaluation needs queries and a gallery; of {len(dataset)} items {dataset.is_query.sum()} are queries "
+            f"and {dataset.is_gallery.sum()} are in the gallery. Look at the table's columns is_query and is_gallery."
         )
-    used = np.flatnonzero(dataset.is_query | dataset.is_gallery)
+    dataset = dataset.subset(dataset.is_query | dataset.is_gallery)
+    query, gallery = dataset.is_query, dataset.is_gallery
     x = torch.from_numpy(
         embed_dataset(
-            model,
-            dataset.subset(used),
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-            device=device,
+            model, dataset, batch_size=batch_size, workers=workers, progress=progress, device=device
         )
     )
-    if device is not None and torch.device(device).type == "cuda":
-        x = x.to(device)
+    place = _device(model)
+    if place.type == "cuda":  # other accelerators lack float64
+        x = x.to(place)
     options = {
         "ks": ks,
         "similarity": similarity,
         "clustering": clustering,
         "bootstrap": bootstrap,
         "seed": seed,
-        "ids": [dataset.ids[i] for i in query],
+        "ids": [dataset.ids[i] for i in np.flatnonzero(query)],
     }
-    if len(query) == len(gallery) == len(used):
+    if query.all() and gallery.all():
         return retrieval_metrics(x, dataset.labels, **options)
-    in_gallery = np.full(len(dataset), -1)
-    in_gallery[gallery] = np.arange(len(gallery))
+    row = np.where(gallery, np.cumsum(gallery) - 1, -1)  # of each item in the gallery
     return retrieval_metrics(
-        x[np.searchsorted(used, query)],
+        x[query],
         dataset.labels[query],
-        x[np.searchsorted(used, gallery)],
+        x[gallery],
         dataset.labels[gallery],
-        self_index=in_gallery[query],
+        self_index=row[query],
         **options,
     )
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(iter(model.parameters()), torch.empty(0)).device

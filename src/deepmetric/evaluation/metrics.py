@@ -49,27 +49,24 @@ def retrieval_metrics(
     ids: Sequence[str] | None = None,
     block_bytes: int = BLOCK_BYTES,
 ) -> RetrievalMetrics:
-    r"""How well similarity finds items of the same class. Exact.
+    r"""How well similarity finds items of the same class. Exact, in memory that does not grow with N x M.
 
     For a query with R positives (gallery items of its label, itself left out), ranked by falling similarity:
 
-    ===============  =========================================================================================
-    ``recall@k``     1 if a positive is among the k nearest, else 0 (k beyond the gallery: the whole gallery)
-    ``precision@1``  1 if the nearest item is a positive, else 0; the same number as ``recall@1``
-    ``r_precision``  share of positives among the R nearest
-    ``map@r``        :math:`\frac1R\sum_{i=1}^{R} P(i)\,\mathrm{rel}(i)` with P(i) the precision among the i
-    nearest ``mrr``          1 / rank of the first positive
-    ===============  =========================================================================================
+    - ``recall@k``: 1 if a positive is among the k nearest, else 0 (k beyond the gallery: the whole gallery).
+    - ``precision@1``: 1 if the nearest item is a positive, else 0; the same number as ``recall@1``.
+    - ``r_precision``: the share of positives among the R nearest.
+    - ``map@r``: :math:`\frac1R\sum_{i=1}^{R} P(i)\,\mathrm{rel}(i)`, P(i) the precision among the i nearest.
+    - ``mrr``: 1 / rank of the first positive.
 
-    (Musgrave et al., "A Metric Learning Reality Check", ECCV 2020, section 2.3, for the last but one and its
-    neighbour.) Each is averaged over the queries that have a positive. Queries without one cannot be
-    answered, are left out of the means and counted in ``queries_without_positive``; with no query left the
-    means are NaN.
+    R-precision and MAP@R as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020).
 
+    Each is averaged over the queries that have a positive. Queries without one cannot be answered, are left
+    out of the means and counted in ``queries_without_positive``; with no query left the means are NaN.
     Self: without ``gallery`` each query is left out of its own ranking, by its index. An exact copy of it
         stays.
-    Ties: of equally similar items the negatives come first, whatever the order of the gallery; see
-    :mod:`deepmetric.evaluation.neighbours`. A collapsed model scores 0.
+    Ties: of equally similar items the negatives come first, whatever the order of the gallery, so that a
+    collapsed model scores 0; see :mod:`deepmetric.evaluation.neighbours`.
 
     Args:
         query: ``[N, d]`` array or tensor. float64 is computed in float64, all else in float32. A tensor is

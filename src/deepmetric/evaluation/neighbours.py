@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deepmetric.evaluation.similarity import Similarity, Space, prepare
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 32 * 2**20  # larger blocks leave the processor's caches and are slower
 MIN_BLOCK_ROWS = 16  # fewer make the matrix product slow; and 16 rows are no more than the gallery itself
 BEYOND = torch.iinfo(torch.int64).max  # a rank not worked out, because it is beyond the depth asked for
 
@@ -68,10 +68,12 @@ def rank_positives(
     if self_index is not None:
         own = gallery_classes[self_index.clamp_min(0)]
         relevant = relevant - ((self_index >= 0) & (own == query_classes)).long()
-    row_bytes = len(gallery_classes) * space.gallery.element_size()
+    size = len(gallery_classes)
+    block = min(len(query), max(MIN_BLOCK_ROWS, block_bytes // (size * space.gallery.element_size())))
+    buffer = space.gallery.new_empty(block, size)  # fresh memory for each block costs a fifth of the product
     # Queries with like numbers of positives go together: one large class must not deepen every search.
-    for rows in torch.argsort(relevant, stable=True).split(max(MIN_BLOCK_ROWS, block_bytes // row_bytes)):
-        s = space.similarities(rows)
+    for rows in torch.argsort(relevant, stable=True).split(block):
+        s = space.similarities(rows, buffer)
         if self_index is not None:
             there = (self_index[rows] >= 0).nonzero().squeeze(1)
             s[there, self_index[rows[there]]] = -torch.inf
@@ -115,8 +117,10 @@ def _rank_block(
     first = rank.amin(dim=1)
     deep = ((first == BEYOND) & (relevant > 0)).nonzero().squeeze(1)
     if len(deep):
-        part = s if len(deep) == len(s) else s[deep]
-        first[deep] = _first_rank(part, members.similarities(part, classes[deep]), rows[deep], space)
+        some = deep if 2 * len(deep) < len(s) else slice(None)  # most of it: rather all than a copy
+        part = s[some]
+        counted = _first_rank(part, members.similarities(part, classes[some]), rows[some], space)
+        first = first.scatter(0, deep, counted if isinstance(some, Tensor) else counted[deep])
     return Ranks(rows, relevant, first, rank, ordinal)
 
 
@@ -124,9 +128,10 @@ def _first_rank(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Ten
     """Rank of the best positive by counting. ``s`` is overwritten."""
     line = space.tie_line(positives[:, :1], rows)
     positives_above = (positives >= line).sum(dim=1)
-    # In place and summed as numbers: several times faster than summing a Boolean matrix.
-    above = s.ge_(line).sum(dim=1, dtype=torch.float64).long()
-    return 1 + above - positives_above
+    # In place and summed as numbers, many times faster than summing a Boolean matrix. float32 counts to
+    # 2**24.
+    count = s.ge_(line).sum(dim=1, dtype=s.dtype if s.shape[1] < 2**24 else torch.float64)
+    return 1 + count.long() - positives_above
 
 
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:

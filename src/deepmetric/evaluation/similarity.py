@@ -23,12 +23,13 @@ class Space:
     slack: Tensor  # [N]: similarities of this query nearer than that are equal but for rounding
     relative_slack: float  # and this many times the similarity
 
-    def similarities(self, rows: Tensor) -> Tensor:
-        """``[B, M]``."""
+    def similarities(self, rows: Tensor, out: Tensor) -> Tensor:
+        """``[B, M]``, written to the first rows of ``out``."""
+        out = out[: len(rows)]
         with _full_precision(self.query.device):
             if self.bias is None:
-                return self.query[rows] @ self.gallery.T
-            return torch.addmm(self.bias, self.query[rows], self.gallery.T)
+                return torch.mm(self.query[rows], self.gallery.T, out=out)
+            return torch.addmm(self.bias, self.query[rows], self.gallery.T, out=out)
 
     def tie_line(self, value: Tensor, rows: Tensor) -> Tensor:
         """The least similarity that counts as equal to ``value`` ``[B, L]``."""
