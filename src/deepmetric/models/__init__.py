@@ -1,0 +1,14 @@
+"""Images to embeddings: backbone, pooling, head, and the preprocessing that belongs to them.
+
+:class:`EmbeddingModel` is the whole; :class:`ConvNet` is the small backbone for tiny images. A trained model is a
+folder that :func:`deepmetric.load` opens.
+"""
+
+from __future__ import annotations
+
+from deepmetric.models.convnet import ConvNet
+from deepmetric.models.embedding import EmbeddingModel
+from deepmetric.models.pooling import GeM
+from deepmetric.models.preprocessing import Preprocessing
+
+__all__ = ["ConvNet", "EmbeddingModel", "GeM", "Preprocessing"]
