@@ -12,7 +12,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "skipped"):
         for report in terminalreporter.stats.get(outcome, []):
             _, _, case = report.nodeid.partition("test_golden.py::test_golden[")
-            if case:
+            if case and "/" in case:
                 kind = outcome
                 if outcome == "skipped":
                     kind = "not offered" if "not offered: " in str(report.longrepr) else "other"
