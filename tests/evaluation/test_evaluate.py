@@ -122,6 +122,21 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert "90/90" in err
 
 
+def test_workers_and_threads_agree(image_folder) -> None:
+    from deepmetric.data import open_dataset
+    from deepmetric.models import EmbeddingModel
+
+    data = open_dataset(image_folder).subset(np.arange(50))
+    torch.manual_seed(0)
+    model = EmbeddingModel(size=16, embedding_dim=8)
+    threads = embed_dataset(model, data, batch_size=16)
+    processes = embed_dataset(model, data.with_transform(lambda image: image * 0), batch_size=16, workers=2)
+    np.testing.assert_allclose(threads, processes, atol=1e-6)
+    assert model.training
+    scores = evaluate_model(model, data)
+    assert scores == pytest.approx(retrieval_metrics(threads, data.labels))
+
+
 def test_model_preprocessing_is_used() -> None:
     class Preprocessing:
         def transform(self):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from deepmetric.evaluation.bootstrap import class_bootstrap
 from deepmetric.evaluation.clustering import cluster, clustering_metrics
-from deepmetric.evaluation.evaluate import embed_dataset, evaluate_model
+from deepmetric.evaluation.embed import embed_dataset
+from deepmetric.evaluation.evaluate import evaluate_model
 from deepmetric.evaluation.metrics import RetrievalMetrics, retrieval_metrics
 
 __all__ = [

@@ -8,58 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from deepmetric.data import Dataset, make_loader
+from deepmetric.data import Dataset
 from deepmetric.errors import InputError
+from deepmetric.evaluation.embed import device_of, embed_dataset
 from deepmetric.evaluation.metrics import RetrievalMetrics, retrieval_metrics
 from deepmetric.evaluation.similarity import Similarity
-
-
-def embed_dataset(
-    model: nn.Module,
-    dataset: Dataset,
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    device: str | torch.device | None = None,
-    progress: bool = False,
-) -> np.ndarray:
-    """Embeddings of all items in order, float32 ``[N, d]``.
-
-    The images pass through ``model.preprocessing``, as they do wherever the model is used; a model without it
-    gets the data set's own transform. The model embeds in evaluation mode and is left in the mode it came in.
-
-    Args:
-        device: where to compute; None: where the model is. The model is moved there and stays.
-        progress: a progress bar on stderr.
-
-    Raises:
-        InputError: no items, or images that cannot be read or do not make a batch.
-    """
-    from tqdm import tqdm
-
-    if not len(dataset):
-        raise InputError("There is nothing to embed: the data set has no items.")
-    preprocessing = getattr(model, "preprocessing", None)
-    if preprocessing is not None:
-        dataset = dataset.with_transform(preprocessing.transform())
-    if device is not None:
-        model.to(device)
-    place = _device(model)
-    mode = {module: module.training for module in model.modules()}
-    rows: list[np.ndarray] = []
-    model.eval()
-    try:
-        with (
-            torch.inference_mode(),
-            tqdm(total=len(dataset), unit="item", desc="embed", disable=not progress) as bar,
-        ):
-            for images, _, indices in make_loader(dataset, batch_size=batch_size, workers=workers):
-                rows.append(model(images.to(place)).float().cpu().numpy())
-                bar.update(len(indices))
-    finally:
-        for module, training in mode.items():
-            module.training = training
-    return np.concatenate(rows)
 
 
 def evaluate_model(
@@ -97,7 +50,7 @@ def evaluate_model(
             model, dataset, batch_size=batch_size, workers=workers, progress=progress, device=device
         )
     )
-    place = _device(model)
+    place = device_of(model) if device is None else torch.device(device)
     if place.type == "cuda":  # other accelerators lack float64
         x = x.to(place)
     options = {
@@ -119,7 +72,3 @@ def evaluate_model(
         self_index=row[query],
         **options,
     )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(iter(model.parameters()), torch.empty(0)).device

@@ -1,0 +1,75 @@
+"""A data set through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from deepmetric.data import Dataset, make_loader
+from deepmetric.errors import InputError
+
+
+def embed_dataset(
+    model: nn.Module,
+    dataset: Dataset,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Embeddings of all items in order, float32 ``[N, d]``.
+
+    The images pass through ``model.preprocessing``, as they do wherever the model is used; a plain module
+    without it gets what the data set's own transform makes. The model embeds in evaluation mode; each
+    module's mode and the device are put back.
+
+    Args:
+        workers: processes that read and resize images; 0: threads of this process, as in ``model.embed``.
+        device: where to compute; None: where the model is.
+        progress: a progress bar on stderr.
+
+    Raises:
+        InputError: no items, or images that cannot be read or do not make a batch.
+    """
+    if not len(dataset):
+        raise InputError("There is nothing to embed: the data set has no items.")
+    embed = getattr(model, "embed", None)
+    if workers == 0 and embed is not None:
+        return embed(dataset, batch_size=batch_size, device=device, progress=progress)
+    from tqdm import tqdm
+
+    preprocessing = getattr(model, "preprocessing", None)
+    if preprocessing is not None:
+        dataset = dataset.with_transform(preprocessing.transform())
+    rows: list[np.ndarray] = []
+    bar = tqdm(total=len(dataset), desc="embedding", unit="image", disable=not progress)
+    with bar, _evaluating(model, device) as target, torch.inference_mode():
+        for images, _, _ in make_loader(dataset, batch_size=batch_size, workers=workers):
+            rows.append(model(images.to(target)).float().cpu().numpy())
+            bar.update(len(images))
+    return np.concatenate(rows)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU when it has none."""
+    return next(iter(model.parameters()), torch.empty(0)).device
+
+
+@contextmanager
+def _evaluating(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+    home = device_of(model)
+    target = home if device is None else torch.device(device)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        model.to(target)
+        yield target
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        model.to(home)
