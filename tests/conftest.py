@@ -30,9 +30,9 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set in the layout root/class/image: 30 classes of coloured gratings, 8 images of 20 x 20 each.
+    """A small data set in the layout root/class/image: 30 classes of gratings, 8 images of 20 x 20 each.
 
-    A class is an angle, a frequency and a colour; images of a class differ by phase and noise.
+    A class is an angle and a frequency; images of a class differ by phase, colour and noise.
     """
     from PIL import Image
 
@@ -40,13 +40,12 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = np.random.default_rng(0)
     y, x = np.mgrid[0:20, 0:20] / 20
     for label in range(30):
-        angle, frequency = generator.uniform(0, np.pi), generator.uniform(1, 4)
-        colour = generator.uniform(0.3, 1, 3)
+        angle, frequency = generator.uniform(0, np.pi), generator.uniform(1, 5)
         folder = root / f"class_{label:02}"
         folder.mkdir()
         for instance in range(8):
-            phase = generator.uniform(0, 2 * np.pi)
+            phase, colour = generator.uniform(0, 2 * np.pi), generator.uniform(0.3, 1, 3)
             wave = np.sin(2 * np.pi * frequency * (x * np.cos(angle) + y * np.sin(angle)) + phase)
-            image = (wave[..., None] + 1) / 2 * colour + generator.normal(0, 0.08, (20, 20, 3))
+            image = (wave[..., None] + 1) / 2 * colour + generator.normal(0, 0.1, (20, 20, 3))
             Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8)).save(folder / f"{instance}.png")
     return root

@@ -161,7 +161,16 @@ def test_half_precision_trains_with_losses_in_float32(recipe_file, tmp_path, pre
 
 
 def test_gradients_are_clipped(recipe_file, tmp_path):
-    trainer = build(recipe_file, tmp_path / "run", "--training.clip_norm", "0.001", "--training.steps", "3")
+    trainer = build(
+        recipe_file,
+        tmp_path / "run",
+        "--training.clip_norm",
+        "0.001",
+        "--training.steps",
+        "3",
+        "--schedule.warmup_steps",
+        "0",
+    )
     norms = []
     trainer.optimizer.register_step_pre_hook(
         lambda optimizer, *_: norms.append(
@@ -225,6 +234,8 @@ def test_collapse_is_warned_of_and_recorded(recipe_file, tmp_path):
         "80",
         "--training.evaluate_every",
         "80",
+        "--learning_rates.head",
+        "0.1",
     )
     trainer.loss = SameForAll()
     (tmp_path / "run").mkdir()
@@ -279,7 +290,7 @@ def test_skipped_files_are_listed_in_the_run(recipe_file, tmp_path, image_folder
         "--data.skip_unreadable",
         "true",
         "--training.steps",
-        "2",
+        "4",
     )
     assert "class_03/broken.png" in (tmp_path / "run/skipped.txt").read_text()
 

@@ -66,4 +66,14 @@ def _is_older(line: bytes, first_step: int) -> bool:
 
 
 def progress_bar(total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc="train", unit="step", dynamic_ncols=True, file=sys.stderr)
+    """A bar on stderr; where that is a file, a line every half minute."""
+    seconds = 0.1 if sys.stderr.isatty() else 30
+    return tqdm(
+        total=total,
+        initial=done,
+        desc="train",
+        unit="step",
+        mininterval=seconds,
+        maxinterval=2 * seconds,
+        file=sys.stderr,
+    )

@@ -7,7 +7,6 @@ import itertools
 import re
 from argparse import ArgumentError
 from dataclasses import fields, is_dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -82,15 +81,18 @@ def _explain(message: str, arguments: list[str]) -> str:
 
 
 def _nearest(unknown: str, message: str, arguments: list[str]) -> str:
-    head, _, last = unknown.rpartition(".")
-    classes = re.findall(r"class_path='([\w.]+)'|class_path '([\w.]+)'", message)
-    paths = [path for pair in classes for path in pair if path]
-    choices = set(_recipe_keys()) | {"class_path", "init_args"}
-    for path in [*paths, *_named_classes(arguments)]:
-        choices |= _parameters(path) | _siblings(path)
-    if head:
-        choices |= {f"{head}.{key.rpartition('.')[2]}" for key in choices}
-    return did_you_mean(unknown, choices) or did_you_mean(last, choices)
+    named = [
+        path
+        for pair in re.findall(r"class_path='([\w.]+)'|class_path '([\w.]+)'", message)
+        for path in pair
+        if path
+    ]
+    near = {"class_path", "init_args"} | _names(named)
+    far = _recipe_keys() | _names(_named_classes(arguments))
+    words = unknown.split(".")
+    wrong = next((word for word in words if word not in near | far), words[-1])
+    # What the class at fault takes comes first.
+    return did_you_mean(wrong, near) or did_you_mean(unknown, far) or did_you_mean(wrong, far)
 
 
 def _recipe_keys() -> set[str]:
@@ -121,21 +123,20 @@ def _load(path: str) -> Any:
         return None
 
 
-def _parameters(path: str) -> set[str]:
-    found = _load(path)
-    return set(inspect.signature(found).parameters) if inspect.isclass(found) else set()
+def _names(class_paths: list[str]) -> set[str]:
+    """The arguments that classes take; for a class that is not there, the classes beside it."""
+    names: set[str] = set()
+    for path in class_paths:
+        found = _load(path)
+        if inspect.isclass(found):
+            names |= set(inspect.signature(found).parameters)
+        else:
+            names |= _siblings(path)
+    return names
 
 
 def _siblings(path: str) -> set[str]:
-    """Names beside a class that could not be found: it may be one of them, misspelt."""
     try:
         return {name for name in dir(import_module(path.rpartition(".")[0])) if name[:1].isupper()}
     except (ImportError, ValueError):
         return set()
-
-
-def describe_part(factory: Any) -> str:
-    """Name of the class that a factory makes, for messages."""
-    while isinstance(factory, partial):
-        factory = next((a for a in factory.args if inspect.isclass(a)), factory.func)
-    return getattr(factory, "__name__", str(factory))

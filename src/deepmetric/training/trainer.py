@@ -198,7 +198,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr()):
             record[f"lr_{group['name']}"] = rate
         self.log.write(record, "train")
-        bar.set_postfix(loss=f"{record['loss']:.4f}", best=f"{self.best:.3f}" if self.validation else "-")
+        best = {"best": f"{self.best:.3f}"} if self.validation is not None else {}
+        bar.set_postfix(loss=f"{record['loss']:.4f}", **best, refresh=False)
         warning = self.watch.look(embeddings, self.step)
         if warning:
             bar.write(f"warning: {warning}")
