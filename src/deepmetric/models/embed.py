@@ -49,7 +49,7 @@ def forward_in_parts(
     """``model(batch)``, in halves of halves when the accelerator's memory does not hold the whole."""
     try:
         return model(batch.to(device))
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         if len(batch) == 1:
             raise
     # Out of the except block, because the traceback there keeps the failed attempt's tensors alive.

@@ -42,7 +42,8 @@ class EmbeddingModel(
         weights: start from a local .safetensors or .pth file of the backbone.
         pooling: feature map -> vector: avg, max, avg+max (their sum) or gem. A backbone that pools by itself
             (transformers with tokens) allows only avg, which then means: its own way.
-        embedding_dim: width of the embedding; null: no head, the pooled features are the embedding.
+        embedding_dim: width of the embedding; null: no head, the pooled features are the embedding. As an attribute it
+            is the width in either case.
         hidden_dim: width of a hidden layer (linear, ReLU) in the head; null: none.
         layer_norm: LayerNorm without parameters before the head's last layer.
         normalize: L2-normalise the embedding (in float32).
@@ -56,7 +57,6 @@ class EmbeddingModel(
     Attributes:
         backbone, pooling, head: the parts that hold parameters.
         preprocessing: size, resize, mean, std and interpolation as resolved.
-        embedding_dim: the embedding's width, also where it was given as null.
 
     Raises:
         InputError: an argument that is wrong, or weights that cannot be had or do not match.

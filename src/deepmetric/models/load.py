@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, constants, hf_hub_download
@@ -19,7 +19,7 @@ from deepmetric.models.weights import reachable
 if TYPE_CHECKING:
     from deepmetric.models.embedding import EmbeddingModel
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(path: str | Path, device: str | torch.device | None = None) -> EmbeddingModel:
@@ -37,12 +37,23 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embeddin
     Raises:
         InputError: nothing there, no model there, or a model that does not fit together.
     """
-    place = str(path)
+    place, only_local = str(path), True
     if Path(place).exists():
         place = str(_model_folder(Path(place)))
-        config_file = Path(place) / CONFIG
+        config_file = f"{place}/{CONFIG}"
     else:
-        config_file = _config_on_hub(place)
+        _refuse_what_is_no_hub_name(place)
+        only_local = not reachable(constants.ENDPOINT)
+        config_file = _config_on_hub(place, only_local)
+    cls = _class_named_in(config_file)
+    try:
+        model = cls.from_pretrained(place, local_files_only=only_local)
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise InputError(f"cannot get the weights of {place} from {constants.ENDPOINT}: {error}") from error
+    return model.to(device or "cpu").eval()
+
+
+def _class_named_in(config_file: str) -> type[EmbeddingModel]:
     try:
         config = json.loads(Path(config_file).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -53,10 +64,10 @@ def load(path: str | Path, device: str | torch.device | None = None) -> Embeddin
     cls = module_class(class_path, f"class_path in {config_file}")
     if not issubclass(cls, ModelHubMixin):
         raise InputError(
-            f"class_path {class_path!r} in {config_file} has no huggingface_hub mixin to load it with"
+            f"class_path {class_path!r} in {config_file} has no huggingface_hub mixin to load it with; "
+            "expected deepmetric.models.EmbeddingModel or a subclass"
         )
-    model = cls.from_pretrained(place)
-    return model.to(device or "cpu").eval()  # type: ignore[return-value]
+    return cast("type[EmbeddingModel]", cls)
 
 
 def _model_folder(place: Path) -> Path:
@@ -73,20 +84,23 @@ def _model_folder(place: Path) -> Path:
     raise InputError(f"{place} is no model: expected {CONFIG} in it (or in its folder model), found {there}")
 
 
-def _config_on_hub(name: str) -> str:
-    folder = Path(name).parent
-    near = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    nothing_here = f"there is no folder {name}.{did_you_mean(Path(name).name, near)}"
+def _refuse_what_is_no_hub_name(name: str) -> None:
     # runs/birds may be meant as a folder or as a name on the Hub; where runs is a folder here, it is the former.
-    if not _HUB_ID.fullmatch(name) or folder.is_dir():
-        raise InputError(nothing_here)
+    folder = Path(name).parent
+    if not _HUB_NAME.fullmatch(name) or folder.is_dir():
+        near = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        raise InputError(f"there is no folder {name}.{did_you_mean(Path(name).name, near)}")
+
+
+def _config_on_hub(name: str, only_local: bool) -> str:
     try:
-        return hf_hub_download(name, CONFIG, local_files_only=not reachable(constants.ENDPOINT))
+        return hf_hub_download(name, CONFIG, local_files_only=only_local)
     except LocalEntryNotFoundError as error:
         raise InputError(
-            f"{nothing_here} On the Hub it could not be looked for: {constants.ENDPOINT} cannot be reached"
+            f"there is no folder {name}, and on the Hub it could not be looked for: {constants.ENDPOINT} cannot be "
+            "reached (no network, or HF_HUB_OFFLINE is set)"
         ) from error
     except HfHubHTTPError as error:
         raise InputError(
-            f"{nothing_here} Nor is there such a model on {constants.ENDPOINT}: {error}"
+            f"there is no folder {name} and no such model on {constants.ENDPOINT}: {error}"
         ) from error

@@ -65,6 +65,6 @@ def make_pooling(name: str) -> nn.Module:
     """The pooling called ``name``: avg, max, avg+max or gem."""
     if name not in POOLINGS:
         raise InputError(
-            f"unknown pooling {name!r}: expected {', '.join(POOLINGS)}.{did_you_mean(name, POOLINGS)}"
+            f"unknown pooling {name!r}: expected {', '.join(POOLINGS)}.{did_you_mean(str(name), POOLINGS)}"
         )
     return POOLINGS[name]()

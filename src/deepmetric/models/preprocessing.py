@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,8 @@ class Preprocessing:
             object.__setattr__(self, name, values)
         if 0.0 in self.std:
             raise InputError(f"std {list(self.std)} has a zero, and pixels are divided by it")
+        if not all(map(math.isfinite, self.mean + self.std)):
+            raise InputError(f"mean {list(self.mean)} and std {list(self.std)} must be finite numbers")
         if self.interpolation not in INTERPOLATIONS:
             raise InputError(
                 f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}."

@@ -46,6 +46,8 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         fresh = Path(name)
         yield fresh
+        # safetensors makes its file readable for its writer alone; a service often runs as somebody else.
+        (fresh / WEIGHTS).chmod((fresh / CONFIG).stat().st_mode)
         for file in sorted(fresh.iterdir(), key=lambda file: file.name != WEIGHTS):
             if not (file.name == "README.md" and (folder / file.name).exists()):
                 os.replace(file, folder / file.name)
@@ -80,6 +82,6 @@ def fill_from_file(model: nn.Module, path: str, strict: bool = True) -> None:
     except SafetensorError as error:
         raise InputError(f"cannot read {path}: {error}") from error
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise InputError(f"{path} does not match the model that its {CONFIG} describes. {error}") from error
