@@ -1,0 +1,135 @@
+"""Choose the characters of the `glyphs` data set: python scripts/choose_glyphs.py > src/deepmetric/data/glyph_set.py
+
+Every letter, number, punctuation mark and symbol that at least two of four upright families show is a candidate.
+Candidates are compared by shape, never by name: drawn to one size, centred, slightly blurred, and correlated over small shifts
+in each family that has both. Characters in more families come first, then lower code points; one is taken when it
+correlates with none of those taken above LIMIT. Left out as well are blanks and characters of which some face shows
+another shape than the rest (AGREEMENT). So Greek Alpha and Cyrillic A go (0.99 to Latin A), so do c beside C,
+F beside E, and accents that differ in a few pixels, while Latin A and a stay.
+"""
+
+from __future__ import annotations
+
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deepmetric.data.glyph_drawing import FACES, characters_of, outline
+
+FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
+LIMIT = 0.87
+AGREEMENT = 0.5
+SIDE = 32
+SHIFT = 2  # of SIDE, to each side
+# Told apart by where the dots are, not by shape; and areas with a meaning of their own in each font.
+LEFT_OUT = (range(0x2800, 0x2900), range(0xE000, 0xF900))
+
+
+def candidates() -> list[int]:
+    families = {
+        c: sum(c in characters_of(face) for face in FAMILIES)
+        for face in FAMILIES
+        for c in characters_of(face)
+    }
+    usable = [
+        c
+        for c, count in families.items()
+        if count >= 2
+        and unicodedata.category(chr(c))[0] in "LNPS"
+        and not any(c in area for area in LEFT_OUT)
+    ]
+    return sorted(usable, key=lambda c: (-families[c], c))
+
+
+def correlation(outlines: Sequence[np.ndarray]) -> Tensor:
+    """Largest correlation over small shifts of each two drawings: float32 [N, N], symmetric."""
+    shapes = F.avg_pool2d(torch.from_numpy(np.stack(outlines)).float()[:, None], 2)
+    tap = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    shapes = F.conv2d(shapes, (tap[:, None] * tap)[None, None], padding=2)
+    still = _features(shapes)
+    best = torch.full((len(outlines), len(outlines)), -1.0)
+    for down in range(-SHIFT, SHIFT + 1):
+        for right in range(-SHIFT, SHIFT + 1):
+            moved = _features(torch.roll(shapes, (down, right), (2, 3)))
+            torch.maximum(best, still @ moved.T, out=best)
+    return torch.maximum(best, best.T)
+
+
+def _features(shapes: Tensor) -> Tensor:
+    flat = F.avg_pool2d(shapes, 2).flatten(1)
+    return F.normalize(flat - flat.mean(1, keepdim=True))
+
+
+def similarity(codepoints: Sequence[int]) -> Tensor:
+    """Largest correlation of two characters over the families: float32 [N, N]; -1 where no family has both."""
+    largest = torch.full((len(codepoints), len(codepoints)), -1.0)
+    for face in FAMILIES:
+        there = [i for i, c in enumerate(codepoints) if c in characters_of(face)]
+        near = correlation([drawn(face, codepoints[i]) for i in there])
+        rows = torch.tensor(there)
+        largest[rows[:, None], rows] = torch.maximum(largest[rows[:, None], rows], near)
+    return largest
+
+
+def agreement(codepoint: int) -> float:
+    """How well the faces that show a character agree on its shape: the least of their median correlations to the rest."""
+    faces = [face for face in FACES if codepoint in characters_of(face)]
+    outlines = [outline(face, codepoint, 2 * SIDE) for face in faces]
+    if any(one is None for one in outlines):
+        return 0.0
+    near = correlation([one for one in outlines if one is not None])
+    near.fill_diagonal_(float("nan"))
+    return float(near.nanmedian(1).values.min())
+
+
+def drawn(face: str, codepoint: int) -> np.ndarray:
+    ink = outline(face, codepoint, 2 * SIDE)
+    assert ink is not None, f"U+{codepoint:04X} is blank in {face}"
+    return ink
+
+
+def choose() -> list[int]:
+    codepoints = [c for c in candidates() if agreement(c) >= AGREEMENT]
+    near = similarity(codepoints).numpy()
+    taken: list[int] = []
+    for i in range(len(codepoints)):
+        if not taken or near[i, taken].max() <= LIMIT:
+            taken.append(i)
+    return sorted(codepoints[i] for i in taken)
+
+
+def as_ranges(codepoints: Sequence[int]) -> str:
+    """``41-43 61``: hexadecimal, neighbours joined."""
+    cuts = [i for i in range(1, len(codepoints)) if codepoints[i] != codepoints[i - 1] + 1]
+    runs = [(codepoints[a], codepoints[b - 1]) for a, b in zip([0, *cuts], [*cuts, len(codepoints)])]
+    return " ".join(f"{first:X}" if first == last else f"{first:X}-{last:X}" for first, last in runs)
+
+
+def main() -> None:
+    codepoints = choose()
+    lines = "\n".join(textwrap.wrap(as_ranges(codepoints), 106, break_on_hyphens=False))
+    print(f'''"""The {len(codepoints)} characters of the glyphs data set. Made by scripts/choose_glyphs.py, which says how they were chosen."""
+
+from __future__ import annotations
+
+# Hexadecimal, and not the characters themselves: many are written from right to left or are missing in editors' fonts.
+_RANGES = """
+{lines}
+"""
+
+
+def _codepoints(ranges: str) -> list[int]:
+    ends = [[int(end, 16) for end in part.split("-")] for part in ranges.split()]
+    return [codepoint for end in ends for codepoint in range(end[0], end[-1] + 1)]
+
+
+CODEPOINTS = _codepoints(_RANGES)''')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Items on disk -> (image, label) batches. Each name loads its module when it is first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deepmetric.data.dataset import Dataset as Dataset
+    from deepmetric.data.dataset import Item as Item
+    from deepmetric.data.folder import FolderDataset as FolderDataset
+    from deepmetric.data.glyphs import GlyphsDataset as GlyphsDataset
+    from deepmetric.data.images import UnreadableImage as UnreadableImage
+    from deepmetric.data.images import decode as decode
+    from deepmetric.data.loader import Batch as Batch
+    from deepmetric.data.loader import make_loader as make_loader
+    from deepmetric.data.loader import numbered as numbered
+    from deepmetric.data.open import open_dataset as open_dataset
+    from deepmetric.data.sampler import MPerClassSampler as MPerClassSampler
+    from deepmetric.data.splits import ClassSplit as ClassSplit
+    from deepmetric.data.table import TableDataset as TableDataset
+
+_MODULES = {
+    "Batch": "loader",
+    "ClassSplit": "splits",
+    "Dataset": "dataset",
+    "FolderDataset": "folder",
+    "GlyphsDataset": "glyphs",
+    "Item": "dataset",
+    "MPerClassSampler": "sampler",
+    "TableDataset": "table",
+    "UnreadableImage": "images",
+    "decode": "images",
+    "make_loader": "loader",
+    "numbered": "loader",
+    "open_dataset": "open",
+}
+
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'deepmetric.data' has no attribute {name!r}")
+    return getattr(import_module(f"deepmetric.data.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

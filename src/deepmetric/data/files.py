@@ -1,0 +1,121 @@
+"""A tree of files, on disk or inside a zip archive, read in the same way."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import NamedTuple
+from zipfile import BadZipFile, ZipFile
+
+from deepmetric.data.images import EXTENSIONS, unreadable
+from deepmetric.errors import InputError
+
+
+class Listing(NamedTuple):
+    """Names relative to the root, with ``/`` between the parts, hidden ones and ``__MACOSX`` left out."""
+
+    images: list[str]
+    folders: list[str]
+
+
+def _hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def is_image(name: str) -> bool:
+    """Whether the name's extension is an image's."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+class FolderFiles:
+    """Files under a folder; linked folders are followed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def list(self) -> Listing:
+        images: list[str] = []
+        folders: list[str] = []
+
+        def visit(folder: str, ancestors: tuple[str, ...]) -> None:
+            real = os.path.realpath(self.root / folder)
+            if real in ancestors:  # a link back to a folder above
+                return
+            for entry in os.scandir(self.root / folder):
+                if _hidden(entry.name):
+                    continue
+                name = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    folders.append(name)
+                    visit(name, (*ancestors, real))
+                elif is_image(entry.name):
+                    images.append(name)
+
+        visit("", ())
+        return Listing(images, folders)
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        try:
+            with open(self.path(name), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise unreadable(self.path(name), error.strerror or str(error)) from error
+
+
+class ZipFiles:
+    """Members of a zip archive, read without unpacking. Each process opens the archive for itself."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._forget()
+        try:
+            self._archive()
+        except (BadZipFile, OSError) as error:
+            raise InputError(f"cannot open the zip archive {root}: {error}") from error
+
+    def list(self) -> Listing:
+        images: list[str] = []
+        folders: set[str] = set()
+        for name in dict.fromkeys(self._archive().namelist()):
+            parts = name.rstrip("/").split("/")
+            if any(_hidden(part) for part in parts):
+                continue
+            parents = parts if name.endswith("/") else parts[:-1]
+            folders.update("/".join(parents[: i + 1]) for i in range(len(parents)))
+            if not name.endswith("/") and is_image(name):
+                images.append(name)
+        return Listing(images, sorted(folders))
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes:
+        try:
+            return self._archive().read(name)
+        except (
+            Exception
+        ) as error:  # a wrong checksum, a broken stream, a password: zipfile has no common class
+            raise unreadable(self.path(name), str(error)) from error
+
+    def _archive(self) -> ZipFile:
+        # After a fork, parent and child would share one file offset and read each other's bytes.
+        if self._pid != os.getpid():
+            self._lock = threading.Lock()
+            self._handle, self._pid = ZipFile(self.root), os.getpid()
+        assert self._handle is not None
+        return self._handle
+
+    def _forget(self) -> None:
+        self._handle: ZipFile | None = None
+        self._pid = -1
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._forget()
