@@ -1,0 +1,34 @@
+"""Files that are whole or absent, whenever the process or the machine stops."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file beside ``path``; it takes that name once it is complete and on the disk."""
+    temporary = path.with_name(
+        f".{path.name}.tmp"
+    )  # one name, so that the next try replaces what a kill left
+    write(temporary)
+    sync(temporary)
+    os.replace(temporary, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(path: Path) -> None:
+    """Bring a file, or a folder with all that is in it, to the disk."""
+    for inside in path.rglob("*") if path.is_dir() else ():
+        sync(inside)
+    sync(path)

@@ -1,0 +1,192 @@
+"""The embeddings of a data set as one parquet file, made in shards so that a stop loses one shard at most.
+
+``FILE.parts/`` holds ``manifest.json`` (which model, which items) and finished shards. Each shard is written
+atomically; the same command continues after the last of them. At the end they become FILE, and the folder
+goes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import nn
+
+from deepmetric.data import Dataset
+from deepmetric.errors import InputError
+from deepmetric.evaluation.embed import embed_dataset
+from deepmetric.search.atomic import write_atomically
+
+SHARD_SIZE = 1024
+
+
+class Embeddings(NamedTuple):
+    """What an embedding file holds, row by row."""
+
+    embeddings: np.ndarray  # float32 [N, d]
+    ids: list[str]
+    labels: np.ndarray  # str [N], names of classes
+    splits: np.ndarray  # str [N]
+
+
+def embed_to_file(
+    model: nn.Module,
+    dataset: Dataset,
+    file: str | Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> None:
+    """Write a parquet file with the columns ``id``, ``label`` (the class's name), ``split`` (strings) and
+    ``embedding`` (a list of d float32).
+
+    An unfinished earlier call for the same file, model and items is continued. A file of that name is
+    replaced when the new one is complete.
+
+    Raises:
+        InputError: ``FILE.parts`` is there and was begun with another model, other items or another shard
+            size; the folder of the file is missing; and what embedding raises.
+    """
+    file = Path(file)
+    if file.is_dir() or not file.parent.is_dir():
+        raise InputError(
+            f"{file} is a folder: name a file in it, such as {file / 'embeddings.parquet'}."
+            if file.is_dir()
+            else f"cannot write {file}: there is no folder {file.parent}."
+        )
+    parts = parts_folder(file)
+    shards = embed_shards(
+        model,
+        dataset,
+        parts,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        progress=progress,
+    )
+    write_atomically(file, lambda path: _merge(shards, path))
+    shutil.rmtree(parts)
+
+
+def parts_folder(file: Path) -> Path:
+    """Where the shards of an unfinished ``file`` lie."""
+    return file.with_name(file.name + ".parts")
+
+
+def embed_shards(
+    model: nn.Module,
+    dataset: Dataset,
+    folder: Path,
+    *,
+    shard_size: int = SHARD_SIZE,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> list[Path]:
+    """Make what is missing of a data set's shards in ``folder`` and return all, in the order of the items.
+
+    Raises:
+        InputError: the folder holds shards of another model or other items; and what embedding raises.
+    """
+    from tqdm import tqdm
+
+    if shard_size < 1:
+        raise InputError(f"shard size is {shard_size}; expected at least 1.")
+    if not len(dataset):
+        raise InputError("There is nothing to embed: the data set has no items.")
+    _claim(folder, {"model": fingerprint(model), "items": _items_hash(dataset), "shard_size": shard_size})
+    starts = range(0, len(dataset), shard_size)
+    shards = [folder / f"shard-{number:06}.parquet" for number in range(len(starts))]
+    with tqdm(total=len(dataset), desc="embedding", unit="item", disable=not progress) as bar:
+        for start, shard in zip(starts, shards):
+            items = dataset.subset(np.arange(start, min(start + shard_size, len(dataset))))
+            if shard.exists():
+                bar.update(len(items))
+                bar.initial = bar.n  # so that the speed shown is that of this call
+                continue
+            rows = embed_dataset(model, items, batch_size=batch_size, workers=workers, device=device)
+            table = _table(rows, items)
+            write_atomically(shard, lambda path, table=table: pq.write_table(table, path))
+            bar.update(len(items))
+    return shards
+
+
+def read_embeddings(files: Sequence[Path] | Path) -> Embeddings:
+    """Read a file of :func:`embed_to_file`, or the shards of :func:`embed_shards`."""
+    table = pa.concat_tables(
+        [pq.read_table(file) for file in ([files] if isinstance(files, Path) else files)]
+    )
+    column = table["embedding"].combine_chunks()
+    return Embeddings(
+        column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1),
+        table["id"].to_pylist(),
+        np.array(table["label"].to_pylist(), dtype=str),
+        np.array(table["split"].to_pylist(), dtype=str),
+    )
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of what decides a model's embeddings: weights, buffers, preprocessing."""
+    digest = hashlib.sha256(repr(getattr(model, "preprocessing", None)).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _items_hash(dataset: Dataset) -> str:
+    digest = hashlib.sha256()
+    for name, label, split in zip(dataset.ids, dataset.labels, dataset.splits):
+        digest.update(json.dumps([name, dataset.classes[label], str(split)]).encode())
+    return digest.hexdigest()
+
+
+def _claim(folder: Path, contents: dict[str, str | int]) -> None:
+    manifest = folder / "manifest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not manifest.exists():
+        if any(folder.glob("shard-*")):
+            raise InputError(f"{folder} holds shards but no manifest.json. Remove the folder to start again.")
+        write_atomically(manifest, lambda path: path.write_text(json.dumps(contents), encoding="utf8"))
+        return
+    found = json.loads(manifest.read_text(encoding="utf8"))
+    differs = [name for name, value in contents.items() if found.get(name) != value]
+    if differs:
+        what = " and ".join(
+            {"shard_size": "another shard size"}.get(name, f"other {name}") for name in differs
+        )
+        raise InputError(
+            f"{folder} holds an unfinished embedding with {what.replace('other model', 'another model')}, and the two "
+            f"cannot be mixed. Finish that one with its own command, or remove the folder to start again."
+        )
+
+
+def _table(rows: np.ndarray, items: Dataset) -> pa.Table:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).ravel()), rows.shape[1])
+    return pa.table(
+        {
+            "id": pa.array(items.ids, pa.string()),
+            "label": pa.array([items.classes[label] for label in items.labels], pa.string()),
+            "split": pa.array(items.splits.tolist(), pa.string()),
+            "embedding": vectors,
+        }
+    )
+
+
+def _merge(shards: list[Path], path: Path) -> None:
+    with pq.ParquetWriter(path, pq.read_schema(shards[0])) as writer:
+        for shard in shards:
+            writer.write_table(pq.read_table(shard))
