@@ -1,11 +1,11 @@
 """Choose the characters of the `glyphs` data set: python scripts/choose_glyphs.py > src/deepmetric/data/glyph_set.py
 
 Every letter, number, punctuation mark and symbol that at least two of four upright families show is a candidate.
-Candidates are compared by shape, never by name: drawn to one size, centred, slightly blurred, and correlated over small shifts
-in each family that has both. Characters in more families come first, then lower code points; one is taken when it
-correlates with none of those taken above LIMIT. Left out as well are blanks and characters of which some face shows
-another shape than the rest (AGREEMENT). So Greek Alpha and Cyrillic A go (0.99 to Latin A), so do c beside C,
-F beside E, and accents that differ in a few pixels, while Latin A and a stay.
+Candidates are compared by shape, never by name: drawn to one size, centred, slightly blurred, and correlated over small
+shifts in each family that has both. Characters in more families come first, then lower code points; one is taken when
+it correlates with none of those taken above LIMIT. Left out as well are blanks and characters of which some face shows
+another shape than the rest (AGREEMENT). So Greek Alpha and Cyrillic A go (0.99 to Latin A), so do c beside C, F beside
+E, and accents that differ in a few pixels, while Latin A and a stay.
 """
 
 from __future__ import annotations
@@ -26,6 +26,25 @@ LIMIT = 0.87
 AGREEMENT = 0.5
 SIDE = 32
 SHIFT = 2  # of SIDE, to each side
+TEMPLATE = '''"""The {count} characters of the glyphs data set.
+
+Made by scripts/choose_glyphs.py, which says how they were chosen.
+"""
+
+from __future__ import annotations
+
+# Hexadecimal, and not the characters themselves: many are written from right to left or are missing in editors' fonts.
+_RANGES = """
+{lines}
+"""
+
+
+def _codepoints(ranges: str) -> list[int]:
+    ends = [[int(end, 16) for end in part.split("-")] for part in ranges.split()]
+    return [codepoint for end in ends for codepoint in range(end[0], end[-1] + 1)]
+
+
+CODEPOINTS = _codepoints(_RANGES)'''
 # Told apart by where the dots are, not by shape; and areas with a meaning of their own in each font.
 LEFT_OUT = (range(0x2800, 0x2900), range(0xE000, 0xF900))
 
@@ -77,7 +96,7 @@ def similarity(codepoints: Sequence[int]) -> Tensor:
 
 
 def agreement(codepoint: int) -> float:
-    """How well the faces that show a character agree on its shape: the least of their median correlations to the rest."""
+    """How well its faces agree on a character's shape: the least of their median correlations to the rest."""
     faces = [face for face in FACES if codepoint in characters_of(face)]
     outlines = [outline(face, codepoint, 2 * SIDE) for face in faces]
     if any(one is None for one in outlines):
@@ -113,22 +132,7 @@ def as_ranges(codepoints: Sequence[int]) -> str:
 def main() -> None:
     codepoints = choose()
     lines = "\n".join(textwrap.wrap(as_ranges(codepoints), 106, break_on_hyphens=False))
-    print(f'''"""The {len(codepoints)} characters of the glyphs data set. Made by scripts/choose_glyphs.py, which says how they were chosen."""
-
-from __future__ import annotations
-
-# Hexadecimal, and not the characters themselves: many are written from right to left or are missing in editors' fonts.
-_RANGES = """
-{lines}
-"""
-
-
-def _codepoints(ranges: str) -> list[int]:
-    ends = [[int(end, 16) for end in part.split("-")] for part in ranges.split()]
-    return [codepoint for end in ends for codepoint in range(end[0], end[-1] + 1)]
-
-
-CODEPOINTS = _codepoints(_RANGES)''')
+    print(TEMPLATE.format(count=len(codepoints), lines=lines))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ class Item(NamedTuple):
 
     image: Tensor  # uint8 [3, H, W], or what the transform makes of it
     label: int  # index into Dataset.classes
-    index: int  # position in the dataset it was taken from
+    # position in the dataset it was taken from; hides tuple.index, which nobody needs here
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class Dataset(torch.utils.data.Dataset[Item]):

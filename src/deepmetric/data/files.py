@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -104,7 +103,6 @@ class ZipFiles:
     def _archive(self) -> ZipFile:
         # After a fork, parent and child would share one file offset and read each other's bytes.
         if self._pid != os.getpid():
-            self._lock = threading.Lock()
             self._handle, self._pid = ZipFile(self.root), os.getpid()
         assert self._handle is not None
         return self._handle

@@ -81,7 +81,7 @@ def outline(face: str, codepoint: int, canvas: int, share: float = GLYPH_SHARE) 
     scaled = Image.fromarray(ink).resize((width, height), Image.Resampling.BICUBIC)
     drawn = np.zeros((canvas, canvas), dtype=np.uint8)
     top, left = (canvas - height) // 2, (canvas - width) // 2
-    drawn[top : top + height, left : left + width] = scaled
+    drawn[top : top + height, left : left + width] = np.asarray(scaled)
     return drawn
 
 

@@ -1,4 +1,7 @@
-"""The 969 characters of the glyphs data set. Made by scripts/choose_glyphs.py, which says how they were chosen."""
+"""The 969 characters of the glyphs data set.
+
+Made by scripts/choose_glyphs.py, which says how they were chosen.
+"""
 
 from __future__ import annotations
 

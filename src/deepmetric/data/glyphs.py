@@ -24,9 +24,9 @@ VERSION = 1  # of the drawing: a change of glyph_drawing.py that changes pixels 
 class GlyphsDataset(Dataset):
     """Characters from the fonts inside matplotlib: one class a character, no download.
 
-    Instances of a character differ by font face, size, slant, rotation, stroke weight, elastic deformation, contrast and
-    noise. The characters were chosen by ``scripts/choose_glyphs.py`` so that no two have nearly the same shape. Made in
-    seconds at first use, then kept in the cache folder (``$DEEPMETRIC_CACHE``, ``$XDG_CACHE_HOME/deepmetric`` or
+    Instances of a character differ by font face, size, slant, rotation, stroke weight, elastic deformation, contrast
+    and noise. The characters were chosen by ``scripts/choose_glyphs.py`` so that no two have nearly the same shape. Made
+    in seconds at first use, then kept in the cache folder (``$DEEPMETRIC_CACHE``, ``$XDG_CACHE_HOME/deepmetric`` or
     ``~/.cache/deepmetric``).
 
     Ids are ``U+0416/07``: code point and instance. Images are grey, as three equal channels.
@@ -50,7 +50,8 @@ class GlyphsDataset(Dataset):
     ) -> None:
         if instances < 1 or size < 8 or seed < 0:
             raise InputError(
-                f"GlyphsDataset: instances={instances} must be at least 1, size={size} at least 8, seed={seed} at least 0"
+                f"GlyphsDataset: instances={instances} must be at least 1, size={size} at least 8, "
+                f"seed={seed} at least 0"
             )
         classes = [f"U+{codepoint:04X}" for codepoint in CODEPOINTS]
         ids = [f"{name}/{instance:02d}" for name in classes for instance in range(instances)]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deepmetric.errors import InputError
 
+# Which files of a folder are images; what a file really holds is told by its content.
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .png .bmp .gif .tif .tiff .webp .ppm .pgm .pbm".split()
-)  # which files of a folder are images; what a file really holds is told by its content
+    (".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm")
+)
 
 
 class UnreadableImage(InputError):
@@ -66,7 +68,9 @@ def decode(source: bytes | str | Path, path: str = "") -> Tensor:
         raise
     except Exception as error:  # PIL's decoders raise whatever the broken bytes lead them to
         reason = "the file is empty" if not source else str(error) or type(error).__name__
-        raise unreadable(path or "(bytes)", reason.replace(f"{BytesIO.__module__}.", "")) from error
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is no image" if source else reason  # PIL would name a BytesIO object
+        raise unreadable(path or "(bytes)", reason) from error
 
 
 def _plain_jpeg(source: bytes) -> Tensor | None:
@@ -75,7 +79,7 @@ def _plain_jpeg(source: bytes) -> Tensor | None:
 
     buffer = torch.from_numpy(np.frombuffer(source, dtype=np.uint8).copy())
     try:
-        image = decode_jpeg(buffer, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+        image = cast(Tensor, decode_jpeg(buffer, mode=ImageReadMode.UNCHANGED, apply_exif_orientation=True))
     except RuntimeError:
         return None
     if image.shape[0] == 1:
@@ -86,15 +90,22 @@ def _plain_jpeg(source: bytes) -> Tensor | None:
 def _any_format(source: bytes) -> Tensor:
     with Image.open(BytesIO(source)) as file:
         file.load()
-        image = ImageOps.exif_transpose(file)
+        image = _upright(file)
     if image.mode.startswith(("I", "F")):
         image = _to_8_bits(image)
-    if image.has_transparency_data:
+    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     pixels = np.array(image.convert("RGB"))  # (H, W, 3)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(file)
+    except Exception:  # a broken EXIF block says nothing; the pixels were read without it
+        return file.copy()
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -49,9 +49,9 @@ def make_loader(
 ) -> DataLoader[Batch]:
     """A loader of :class:`Batch`: all items in order by ``batch_size``, or the batches of ``batch_sampler``.
 
-    A batch is a list of indices or, from :func:`numbered`, of (draw, index); the transform of a numbered item runs under
-    a random state made from (seed, draw) alone, whatever the workers. The loader has a generator of its own and takes
-    nothing from torch's global one.
+    A batch is a list of indices or, from :func:`numbered`, of (draw, index). The transform of a numbered item runs
+    under a random state made from (seed, draw) alone, whatever the workers; its random numbers must come from torch.
+    The loader has a generator of its own and takes nothing from torch's global one.
 
     Raises:
         InputError: neither or both of ``batch_size`` and ``batch_sampler``; while iterating, images of different sizes
@@ -122,7 +122,8 @@ class _Fetch:
                     f"{self.dataset.ids[one.index]} is {tuple(one.image.shape)}" for one in (first, item)
                 )
                 raise InputError(
-                    f"images of different sizes in one batch: {sizes}. Give the data a transform that makes them equal, "
+                    f"images of different sizes in one batch: {sizes}. Give the data a transform that makes them "
+                    "equal, "
                     "such as a resize and a crop"
                 )
         return Batch(

@@ -25,7 +25,7 @@ def open_dataset(source: str | Path | Dataset, **kwargs: Any) -> Dataset:
             raise InputError(f"the data is open already, so {', '.join(kwargs)} cannot be applied to it")
         return source
     kind, arguments = _kind(source)
-    known = list(signature(kind).parameters)
+    known = list(signature(kind).parameters)[len(arguments) :]
     for name in kwargs:
         if name not in known:
             raise InputError(
@@ -34,9 +34,9 @@ def open_dataset(source: str | Path | Dataset, **kwargs: Any) -> Dataset:
     return kind(*arguments, **kwargs)
 
 
-def _kind(source: str | Path) -> tuple[type[Dataset], tuple[Path, ...]]:
+def _kind(source: str | Path) -> tuple[type[Any], tuple[Path, ...]]:
     path = Path(source).expanduser()
-    if str(source) == "glyphs" and not path.exists():
+    if str(source) == "glyphs":  # a folder of that name is ./glyphs
         from deepmetric.data.glyphs import GlyphsDataset
 
         return GlyphsDataset, ()

@@ -128,7 +128,7 @@ def item_splits(
             "Leave split out"
         )
     in_train = given == "train"
-    names = [classes[label] for label in np.unique(labels[in_train])]
+    names = [classes[int(label)] for label in np.unique(labels[in_train])]
     dealt = split.deal(names, lacking)
     of_label = np.array([dealt.get(name, "train") for name in classes], dtype="<U5")
     return np.where(in_train, of_label[labels], given).astype("<U5")

@@ -26,11 +26,11 @@ NOTHING = frozenset(("", "nan", "none", "null", "<na>"))
 class TableDataset(Dataset):
     """A CSV or parquet table: ``path,label,split[,category,is_query,is_gallery,x_1,y_1,x_2,y_2]``.
 
-    ``label`` is a number or a name; ``split`` is train, validation (or val) or test. ``is_query`` and ``is_gallery`` come
-    together, hold true or false for every validation and test row and may be empty for train; without them query and
-    gallery are one set. The corners (left, top, right, bottom in pixels of the upright image) come together and may be
-    empty; an image is cropped to them when it is read. Other columns are passed over. Rows are counted from 1, the
-    header left out.
+    ``label`` is a number or a name; ``split`` is train, validation (or val) or test. ``is_query`` and ``is_gallery``
+    come together, hold true or false for every validation and test row and may be empty for train; without them query
+    and gallery are one set. The corners (left, top, right, bottom in pixels of the upright image) come together
+    and may be empty; an image is cropped to them when it is read. Other columns are passed over. Rows are counted from
+    1, the header left out.
 
     An id is the path, with ``#x_1,y_1,x_2,y_2`` appended where there is a box.
 
@@ -72,7 +72,9 @@ class TableDataset(Dataset):
             item_splits(labels, classes, given, split),
             is_query=query,
             is_gallery=gallery,
-            categories=np.array(_filled(columns, "category", table)) if "category" in columns else None,
+            categories=np.array([cell or "" for cell in columns["category"]])
+            if "category" in columns
+            else None,
         )
         if skip_unreadable:
             leave_out_unreadable(self)
@@ -98,8 +100,8 @@ class TableDataset(Dataset):
         for row, path in enumerate(self._paths):
             if not os.path.isfile(self._root / path):
                 raise InputError(
-                    f"{self._table}, row {row + 1}: no file at {self._root / path}. Paths start from {self._root}; give "
-                    "root if they start elsewhere, or set skip_unreadable: true to leave such rows out"
+                    f"{self._table}, row {row + 1}: no file at {self._root / path}. Paths start from {self._root}; "
+                    "give root if they start elsewhere, or set skip_unreadable: true to leave such rows out"
                 )
 
 
@@ -180,7 +182,7 @@ def _sides(
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     if SIDES[0] not in columns:
         return None, None
-    values = {"true": True, "1": True, "false": False, "0": False}
+    values = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
     sides = np.ones((2, len(splits)), dtype=bool)
     for side, name in zip(sides, SIDES):
         for row, cell in enumerate(columns[name]):
@@ -189,8 +191,8 @@ def _sides(
             value = values.get((cell or "").lower())
             if value is None:
                 raise InputError(
-                    f"{table}, row {row + 1}: {name} is {cell or 'empty'}; expected true or false, because the row is of "
-                    f"the split {splits[row]}"
+                    f"{table}, row {row + 1}: {name} is {cell or 'empty'}; expected true or false, because the row is "
+                    f"of the split {splits[row]}"
                 )
             side[row] = value
     for split in ("val", "test"):
@@ -234,8 +236,8 @@ def _ids(paths: list[str], boxes: np.ndarray | None, table: Path) -> list[str]:
     for row, name in enumerate(ids):
         if name in first:
             raise InputError(
-                f"{table}, row {row + 1}: {name} is in row {first[name] + 1} already. An item has one row; one that is both "
-                "query and gallery has is_query and is_gallery true"
+                f"{table}, row {row + 1}: {name} is in row {first[name] + 1} already. An item has one row; one that "
+                "is both query and gallery has is_query and is_gallery true"
             )
         first[name] = row
     return ids

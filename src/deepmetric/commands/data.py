@@ -1,0 +1,109 @@
+"""``deepmetric data``: look at a data set, or write it out as a folder of images."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from jsonargparse import ArgumentParser, Namespace
+
+HELP = "check a data set, or export one as a folder of images"
+
+
+def configure(parser: ArgumentParser) -> None:
+    from jsonargparse import ArgumentParser as Parser
+
+    source = "glyphs, a folder, or a .zip, .csv or .parquet file"
+    actions = parser.add_subcommands(dest="action")
+
+    check = Parser(description="Print items and classes of each split; status 1 if splits share classes.")
+    check.add_argument("source", metavar="SOURCE", help=source)
+    actions.add_subcommand("check", check, help="print its splits; status 1 if they share classes")
+
+    export = Parser(description="Write FOLDER/SPLIT/CLASS/NAME.png, which any command reads back.")
+    export.add_argument("source", metavar="SOURCE", help=source)
+    export.add_argument("folder", metavar="FOLDER", help="where to write; made if it is not there")
+    export.add_argument("--split", metavar="NAME", help="train, val or test alone")
+    export.add_argument("--per-class", type=int, metavar="N", help="the first N items of each class alone")
+    actions.add_subcommand("export", export, help="write it as SPLIT/CLASS/NAME.png")
+
+
+def run(args: Namespace) -> int:
+    return _check(args.check) if args.action == "check" else _export(args.export)
+
+
+def _check(args: Namespace) -> int:
+    from deepmetric.data import open_dataset
+
+    dataset = open_dataset(args.source)
+    print(dataset.describe())
+    shared = dataset.shared_classes()
+    for (a, b), names in shared.items():
+        print(
+            f"error: {a} and {b} share {len(names):,} classes, {names[0]!r} among them, so {b} does not "
+            f"measure classes that {a} never saw. Move all items of a class into one split",
+            file=sys.stderr,
+        )
+    return 1 if shared else 0
+
+
+def _export(args: Namespace) -> int:
+    from collections import Counter
+    from pathlib import Path
+
+    from PIL import Image
+    from tqdm import tqdm
+
+    from deepmetric.data import open_dataset
+    from deepmetric.errors import InputError
+
+    if args.per_class is not None and args.per_class < 1:
+        raise InputError(f"--per-class {args.per_class}: expected at least 1")
+    folder = Path(args.folder).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder to write to")
+    dataset = open_dataset(args.source)
+    if args.split is not None:
+        dataset = dataset.split(args.split)
+    if args.per_class is not None:
+        seen: Counter[tuple[str, int]] = Counter()
+        chosen = []
+        for i, key in enumerate(zip(dataset.splits.tolist(), dataset.labels.tolist())):
+            seen[key] += 1
+            if seen[key] <= args.per_class:
+                chosen.append(i)
+        dataset = dataset.subset(chosen)
+
+    taken: set[Path] = set()
+    for i in tqdm(range(len(dataset)), "writing images", leave=False, disable=None):
+        label = dataset.classes[int(dataset.labels[i])]
+        where = folder.joinpath(str(dataset.splits[i]), *map(_safe, label.split("/")))
+        path = next(path for name in _names(dataset.ids[i]) if (path := where / f"{name}.png") not in taken)
+        taken.add(path)
+        where.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(dataset.read(i).permute(1, 2, 0).numpy()).save(path)
+    print(f"{len(dataset):,} images in {folder}")
+    return 0
+
+
+def _names(item: str) -> Iterator[str]:
+    """File names for an id, the plainest first: its last part, all of it, all of it numbered."""
+    from itertools import count
+
+    from deepmetric.data.files import is_image
+
+    name = item.rpartition("/")[2]
+    yield _safe(name.rpartition(".")[0] if is_image(name) else name)
+    whole = _safe(item.replace("/", "_"))
+    yield whole
+    yield from (f"{whole}_{number}" for number in count(2))
+
+
+def _safe(part: str) -> str:
+    """A name that stays inside its folder and is not hidden: no separators, no leading dot."""
+    part = part.replace("/", "_").replace("\\", "_").replace("\0", "_")
+    return "_" + part[1:] if part[:1] in ("", ".") else part
