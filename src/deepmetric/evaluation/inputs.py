@@ -19,7 +19,13 @@ def as_embeddings(value: Any, name: str, ids: Sequence[str] | None = None) -> Te
     Raises:
         InputError: another shape, no rows, or a value that is not finite (naming the first such row).
     """
-    x = value.detach() if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
+    if isinstance(value, Tensor):
+        x = value.detach()
+    else:
+        array = np.asarray(value)
+        x = torch.from_numpy(
+            array if array.flags.writeable else array.copy()
+        )  # torch warns of read-only memory
     if x.is_complex():
         raise InputError(f"`{name}` must hold real numbers, got {x.dtype}.")
     if x.ndim != 2 or 0 in x.shape:

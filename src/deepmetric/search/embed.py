@@ -26,6 +26,7 @@ from deepmetric.evaluation.embed import embed_dataset
 from deepmetric.search.atomic import write_atomically
 
 SHARD_SIZE = 1024
+_DIFFERENCES = {"model": "another model", "items": "other items", "shard_size": "another shard size"}
 
 
 class Embeddings(NamedTuple):
@@ -165,12 +166,10 @@ def _claim(folder: Path, contents: dict[str, str | int]) -> None:
     found = json.loads(manifest.read_text(encoding="utf8"))
     differs = [name for name, value in contents.items() if found.get(name) != value]
     if differs:
-        what = " and ".join(
-            {"shard_size": "another shard size"}.get(name, f"other {name}") for name in differs
-        )
+        what = " and ".join(_DIFFERENCES[name] for name in differs)
         raise InputError(
-            f"{folder} holds an unfinished embedding with {what.replace('other model', 'another model')}, and the two "
-            f"cannot be mixed. Finish that one with its own command, or remove the folder to start again."
+            f"{folder} holds an unfinished embedding with {what}, and the two cannot be mixed. "
+            "Finish that one with its own command, or remove the folder to start again."
         )
 
 

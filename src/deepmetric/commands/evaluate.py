@@ -1,0 +1,235 @@
+"""``deepmetric evaluate``: retrieval metrics of a model on a data set."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from deepmetric.commands.common import (
+    DATA_HELP,
+    RUN_HELP,
+    add_embedding_options,
+    best_device,
+    one_split,
+    open_data,
+)
+from deepmetric.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jsonargparse import ArgumentParser, Namespace
+
+    from deepmetric.data import Dataset
+    from deepmetric.evaluation import RetrievalMetrics
+    from deepmetric.training.run import Run
+
+HELP = "measure retrieval on classes that the model never saw"
+
+
+def configure(parser: ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help=RUN_HELP)
+    parser.add_argument(
+        "--data",
+        metavar="DATA",
+        help=f"{DATA_HELP}; default: the data of the run. Where it has the items of the run's data, it is split as the "
+        "run split them",
+    )
+    parser.add_argument(
+        "--split", default="test", metavar="NAME", help="train, val, test or all (default: test)"
+    )
+    parser.add_argument(
+        "--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="the K of Recall@K"
+    )
+    parser.add_argument("--clustering", action="store_true", help="also NMI and AMI of a k-means clustering")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="resamples of classes for the 95%% intervals; 0: none (default: 1000)",
+    )
+    parser.add_argument(
+        "--untrained", action="store_true", help="also the model as it was before training, side by side"
+    )
+    parser.add_argument(
+        "--per_query",
+        "--per-query",
+        metavar="FILE.parquet",
+        help="where to write the metrics of each query; default for a run: RUN/evaluation/[DATA-]SPLIT.parquet",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_embedding_options(parser)
+
+
+def run(args: Namespace) -> int:
+    from pathlib import Path
+
+    from deepmetric.evaluation import evaluate_model
+    from deepmetric.models.load import load
+
+    run = _run_of(Path(args.run))
+    if args.untrained and run is None:
+        raise InputError(f"--untrained needs the recipe of a run, and {args.run} is not a run's folder.")
+    model = load(args.run)
+    dataset = _dataset(args, run)
+    items = one_split(dataset, args.split)
+    classes = _class_report(items, run)
+    options = {
+        "ks": args.ks,
+        "clustering": args.clustering,
+        "bootstrap": args.bootstrap,
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "device": best_device(),
+        "progress": True,
+    }
+    scores = evaluate_model(model, items, **options)
+    untrained = None
+    if args.untrained:
+        assert run is not None
+        untrained = evaluate_model(run.untrained_model(), items, **options)
+    per_query = _per_query_file(args, run)
+    if per_query is not None:
+        _save_per_query(scores, items, per_query)
+    if args.json:
+        print(json.dumps(_as_json(args, scores, untrained, classes, per_query), ensure_ascii=False))
+    else:
+        print(_table(scores, untrained))
+        print(_counts(scores, items))
+        print(classes["text"])
+        if per_query is not None:
+            print(f"each query's metrics: {per_query}")
+    return 0
+
+
+def _run_of(path: Path) -> Run | None:
+    from deepmetric.training.run import load_run
+
+    return load_run(path) if (path / "recipe.yaml").is_file() else None
+
+
+def _dataset(args: Namespace, run: Run | None) -> Dataset:
+    if args.data is None:
+        if run is None:
+            raise InputError(
+                f"{args.run} is a model and not a run, so it has no data of its own: give --data."
+            )
+        return run.dataset()
+    dataset = open_data(args.data, args.skip_unreadable)
+    own = _own_data(run)
+    if own is not None and own.ids == dataset.ids:
+        # The run may have dealt classes to splits otherwise than is the default: never test what it trained on.
+        dataset.splits = own.splits
+    return dataset
+
+
+def _own_data(run: Run | None) -> Dataset | None:
+    try:
+        return None if run is None else run.dataset()
+    except (InputError, OSError):  # moved or gone since the training
+        return None
+
+
+def _class_report(items: Dataset, run: Run | None) -> dict[str, Any]:
+    """Whether the classes that are evaluated were trained on, by name."""
+    own = _own_data(run)
+    if own is None:
+        return {"shared": None, "text": "whether the model was trained on these classes is not known"}
+    trained = {own.classes[label] for label in set(own.labels[own.splits == "train"].tolist())}
+    here = {items.classes[label] for label in set(items.labels.tolist())}
+    shared = sorted(here & trained)
+    if not shared:
+        text = (
+            f"none of these {len(here):,} classes is among the {len(trained):,} that the model was trained on"
+        )
+    else:
+        some = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
+        text = f"WARNING: {len(shared):,} of these {len(here):,} classes were trained on: {some}"
+    return {"shared": shared, "text": text}
+
+
+def _per_query_file(args: Namespace, run: Run | None) -> Path | None:
+    from pathlib import Path
+
+    if args.per_query is not None:
+        return Path(args.per_query)
+    if run is None:
+        return None
+    data = "" if args.data is None else f"{Path(args.data).resolve().stem}-"
+    return run.folder / "evaluation" / f"{data}{args.split}.parquet"
+
+
+def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from deepmetric.search.atomic import write_atomically
+
+    queries = [i for i in range(len(items)) if items.is_query[i]]
+    table = pa.table(
+        {
+            "id": [items.ids[i] for i in queries],
+            "label": [items.classes[items.labels[i]] for i in queries],
+            **scores.per_query,
+        }
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, lambda path: pq.write_table(table, path))
+
+
+def _as_json(
+    args: Namespace,
+    scores: RetrievalMetrics,
+    untrained: RetrievalMetrics | None,
+    classes: dict[str, Any],
+    per_query: Path | None,
+) -> dict[str, Any]:
+    def plain(metrics: RetrievalMetrics) -> dict[str, Any]:
+        intervals = {name: [_number(end) for end in ends] for name, ends in metrics.intervals.items()}
+        return {**{name: _number(value) for name, value in metrics.items()}, "intervals": intervals}
+
+    return {
+        "run": args.run,
+        "data": args.data,
+        "split": args.split,
+        **plain(scores),
+        "classes_also_trained_on": classes["shared"],
+        "per_query": None if per_query is None else str(per_query),
+        **({} if untrained is None else {"untrained": plain(untrained)}),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN
+
+
+def _table(scores: RetrievalMetrics, untrained: RetrievalMetrics | None) -> str:
+    def interval(metrics: RetrievalMetrics, name: str) -> str:
+        ends = metrics.intervals.get(name)
+        return "" if ends is None else f"{ends[0]:.4f} - {ends[1]:.4f}"
+
+    names = [*scores.per_query, *(name for name in ("nmi", "ami") if name in scores)]
+    header = f"{'metric':<12}  {'value':>7}  {'95% interval':<15}"
+    if untrained is not None:
+        header += f"  {'untrained':>9}  {'95% interval':<15}"
+    lines = [header.rstrip()]
+    for name in names:
+        line = f"{name:<12}  {scores[name]:>7.4f}  {interval(scores, name):<15}"
+        if untrained is not None:
+            line += f"  {untrained[name]:>9.4f}  {interval(untrained, name):<15}"
+        lines.append(line.rstrip())
+    return "\n".join(lines)
+
+
+def _counts(scores: RetrievalMetrics, items: Dataset) -> str:
+    one_set = bool(items.is_query.all() and items.is_gallery.all())
+    gallery = "searched among themselves" if one_set else f"searched in {scores['gallery']:,} items"
+    text = f"{scores['queries']:,} queries of {scores['classes']:,} classes, {gallery}"
+    if scores["queries_without_positive"]:
+        text += (
+            f"; {scores['queries_without_positive']:,} have nothing of their class to be found and are left out of "
+            "the means"
+        )
+    return text

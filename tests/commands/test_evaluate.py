@@ -1,0 +1,125 @@
+"""``deepmetric evaluate`` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from deepmetric.cli import main
+
+
+def test_json_is_one_object_and_nothing_else(run_folder: Path, capsys) -> None:
+    assert main(["evaluate", str(run_folder), "--json", "--untrained", "--clustering", "--ks", "1", "3"]) == 0
+    out, err = capsys.readouterr()
+    got = json.loads(out)
+    assert "embedding" in err  # progress
+    assert 0 < got["untrained"]["recall@1"] < got["recall@1"] <= 1
+    assert got["precision@1"] == got["recall@1"] <= got["recall@3"]
+    assert {"map@r", "r_precision", "mrr", "nmi", "ami"} <= got.keys()
+    assert (got["queries"], got["classes"], got["queries_without_positive"]) == (64, 8, 0)
+    low, high = got["intervals"]["map@r"]
+    assert low <= got["map@r"] <= high
+    assert got["classes_also_trained_on"] == []
+    table = pq.read_table(got["per_query"])
+    assert Path(got["per_query"]) == run_folder / "evaluation" / "test.parquet"
+    assert table.num_rows == 64
+    assert np.mean(table["map@r"].to_numpy()) == pytest.approx(got["map@r"])
+    assert table["id"][0].as_py().startswith(table["label"][0].as_py())
+
+
+def test_table(run_folder: Path, capsys) -> None:
+    assert main(["evaluate", str(run_folder), "--untrained"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["metric", "value", "95%", "interval", "untrained", "95%", "interval"]
+    assert [line.split()[0] for line in lines[1:9]] == [
+        *(f"recall@{k}" for k in (1, 2, 4, 8)),
+        "precision@1",
+        "r_precision",
+        "map@r",
+        "mrr",
+    ]
+    assert lines[9] == "64 queries of 8 classes, searched among themselves"
+    assert lines[10] == "none of these 8 classes is among the 18 that the model was trained on"
+
+
+def test_same_data_keeps_the_splits_of_the_run(run_folder: Path, image_folder: Path, capsys) -> None:
+    def scores(*extra: str) -> dict:
+        assert main(["evaluate", str(run_folder), "--json", "--bootstrap", "0", *extra]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    own, given = scores(), scores("--data", str(image_folder))
+    differ = {"data", "per_query"}
+    assert {k: v for k, v in own.items() if k not in differ} == {
+        k: v for k, v in given.items() if k not in differ
+    }
+    assert Path(given["per_query"]).name == f"{image_folder.name}-test.parquet"
+    assert own["intervals"] == {}
+
+
+def test_classes_that_were_trained_on_are_reported(run_folder: Path, capsys) -> None:
+    assert main(["evaluate", str(run_folder), "--split", "train", "--bootstrap", "0"]) == 0
+    assert "WARNING: 18 of these 18 classes were trained on: class_00, class_01" in capsys.readouterr().out
+
+
+def test_other_data_and_a_model_alone(model_folder: Path, image_folder: Path, tmp_path: Path, capsys) -> None:
+    table = tmp_path / "odd.csv"
+    rows = ["path,label,split,is_query,is_gallery"]
+    for i, image in enumerate(sorted(image_folder.glob("class_0[0-3]/*.png"))):
+        query = i % 8 < 2
+        gallery = not query and "class_03" not in str(image)  # nothing of class 3 can be found
+        rows.append(f"{image},{image.parent.name},test,{query},{gallery}")
+    table.write_text("\n".join(rows))
+    per_query = tmp_path / "deep" / "q.parquet"
+    arguments = ["evaluate", str(model_folder), "--data", str(table), "--per_query", str(per_query)]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "8 queries of 4 classes, searched in 18 items; 2 have nothing of their class" in out
+    assert "not known" in out
+    column = pq.read_table(per_query)["mrr"].to_numpy()
+    assert np.isnan(column).sum() == 2
+
+    assert main([*arguments, "--json"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert (got["queries_without_positive"], got["classes_also_trained_on"]) == (2, None)
+
+
+def test_no_answer_at_all_is_valid_json(
+    model_folder: Path, image_folder: Path, tmp_path: Path, capsys
+) -> None:
+    for name in "ab":
+        (tmp_path / "single" / "test" / name).mkdir(parents=True)
+        shutil.copy(image_folder / "class_00" / "0.png", tmp_path / "single" / "test" / name)
+    assert main(["evaluate", str(model_folder), "--data", str(tmp_path / "single"), "--json"]) == 0
+    got = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert got["map@r"] is None
+    assert got["intervals"]["map@r"] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["MODEL"], "give --data"),
+        (["MODEL", "--data", "DATA", "--untrained"], "--untrained needs the recipe of a run"),
+        (["RUN", "--split", "tset"], "Did you mean 'test'"),
+        (["RUN", "--data", "glyph"], "no data at 'glyph'"),
+        (["RUN", "--ks", "0"], "`ks`"),
+        (["RUNS/rum"], "Did you mean 'run'"),
+    ],
+)
+def test_wrong_input(arguments, message, run_folder, model_folder, image_folder, capsys) -> None:
+    places = {"RUNS": run_folder.parent, "RUN": run_folder, "MODEL": model_folder, "DATA": image_folder}
+    words = []
+    for word in arguments:
+        for name, place in places.items():
+            word = word.replace(name, str(place)) if word.split("/")[0] == name else word
+        words.append(word)
+    assert main(["evaluate", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
