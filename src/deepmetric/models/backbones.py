@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, did_you_mean
 from deepmetric.models.dotted import module_class
 from deepmetric.models.preprocessing import IMAGENET, Preprocessing
 from deepmetric.models.weights import load_exactly, read_weights
@@ -71,8 +71,6 @@ def _with_source(name: str) -> str:
     """The way out for a name without its source: where that name is known, or the nearest to it."""
     import timm
     import torchvision.models as zoo
-
-    from deepmetric.errors import did_you_mean
 
     known = {f"timm:{x}" for x in timm.list_models()} | {
         f"torchvision:{x}" for x in zoo.list_models(module=zoo)
