@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
+
+from deepmetric.errors import InputError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -32,16 +35,24 @@ def add_embedding_options(parser: ArgumentParser) -> None:
     )
 
 
-def open_data(source: str, skip_unreadable: bool) -> Dataset:
-    """The data set a user named; what is skipped is named on stderr."""
-    import sys
+def open_items(source: str, split: str, skip_unreadable: bool) -> Dataset:
+    """The items of one split of the data set a user named, or all of them for "all"."""
+    from deepmetric.data import ClassSplit, open_dataset
 
-    from deepmetric.data import open_dataset
-
-    dataset = open_dataset(source, **({"skip_unreadable": True} if skip_unreadable else {}))
+    options = {"skip_unreadable": True} if skip_unreadable else {}
+    try:
+        dataset = open_dataset(source, **options)
+    except InputError as error:
+        if split != "all":
+            raise
+        # One or two classes cannot be dealt to splits, but they can be embedded and searched.
+        try:
+            dataset = open_dataset(source, split=ClassSplit(val=0, test=0), **options)
+        except InputError:
+            raise error from None
     for line in dataset.skipped:
         print(f"skipped {line}", file=sys.stderr)
-    return dataset
+    return one_split(dataset, split)
 
 
 def one_split(dataset: Dataset, split: str) -> Dataset:

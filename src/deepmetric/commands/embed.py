@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepmetric.commands.common import (
-    DATA_HELP,
-    RUN_HELP,
-    add_embedding_options,
-    best_device,
-    one_split,
-    open_data,
-)
+from deepmetric.commands.common import DATA_HELP, RUN_HELP, add_embedding_options, best_device, open_items
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -46,7 +39,7 @@ def run(args: Namespace) -> int:
     from deepmetric.search import embed_to_file
 
     model = load(args.run, device=best_device())
-    items = one_split(open_data(args.data, args.skip_unreadable), args.split)
+    items = open_items(args.data, args.split, args.skip_unreadable)
     embed_to_file(
         model,
         items,

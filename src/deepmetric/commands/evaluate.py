@@ -12,7 +12,7 @@ from deepmetric.commands.common import (
     add_embedding_options,
     best_device,
     one_split,
-    open_data,
+    open_items,
 )
 from deepmetric.errors import InputError
 
@@ -36,9 +36,7 @@ def configure(parser: ArgumentParser) -> None:
         help=f"{DATA_HELP}; default: the data of the run. Where it has the items of the run's data, it is split as the "
         "run split them",
     )
-    parser.add_argument(
-        "--split", default="test", metavar="NAME", help="train, val, test or all (default: test)"
-    )
+    parser.add_argument("--split", default="test", metavar="NAME", help="train, val, test or all")
     parser.add_argument(
         "--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="the K of Recall@K"
     )
@@ -48,7 +46,7 @@ def configure(parser: ArgumentParser) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="resamples of classes for the 95%% intervals; 0: none (default: 1000)",
+        help="resamples of classes for the 95% intervals; 0: none",
     )
     parser.add_argument(
         "--untrained", action="store_true", help="also the model as it was before training, side by side"
@@ -73,9 +71,9 @@ def run(args: Namespace) -> int:
     if args.untrained and run is None:
         raise InputError(f"--untrained needs the recipe of a run, and {args.run} is not a run's folder.")
     model = load(args.run)
-    dataset = _dataset(args, run)
-    items = one_split(dataset, args.split)
-    classes = _class_report(items, run)
+    own = _own_data(run, needed=args.data is None)
+    items = _items(args, own)
+    classes = _class_report(items, own)
     options = {
         "ks": args.ks,
         "clustering": args.clustering,
@@ -110,31 +108,36 @@ def _run_of(path: Path) -> Run | None:
     return load_run(path) if (path / "recipe.yaml").is_file() else None
 
 
-def _dataset(args: Namespace, run: Run | None) -> Dataset:
-    if args.data is None:
-        if run is None:
-            raise InputError(
-                f"{args.run} is a model and not a run, so it has no data of its own: give --data."
-            )
-        return run.dataset()
-    dataset = open_data(args.data, args.skip_unreadable)
-    own = _own_data(run)
-    if own is not None and own.ids == dataset.ids:
-        # The run may have dealt classes to splits otherwise than is the default: never test what it trained on.
-        dataset.splits = own.splits
-    return dataset
-
-
-def _own_data(run: Run | None) -> Dataset | None:
+def _own_data(run: Run | None, needed: bool) -> Dataset | None:
+    """The data that the run was made with; None when that is not known, unless it is needed."""
+    if run is None:
+        return None
     try:
-        return None if run is None else run.dataset()
+        return run.dataset()
     except (InputError, OSError):  # moved or gone since the training
+        if needed:
+            raise
         return None
 
 
-def _class_report(items: Dataset, run: Run | None) -> dict[str, Any]:
+def _items(args: Namespace, own: Dataset | None) -> Dataset:
+    """The items to evaluate on."""
+    if args.data is None:
+        if own is None:
+            raise InputError(
+                f"{args.run} is a model and not a run, so it has no data of its own: give --data."
+            )
+        return one_split(own, args.split)
+    items = open_items(args.data, "all", args.skip_unreadable)
+    if own is not None and items.ids == own.ids:
+        # The run may have dealt classes to splits otherwise than is the default: never test what it trained
+        # on.
+        items.splits = own.splits
+    return one_split(items, args.split)
+
+
+def _class_report(items: Dataset, own: Dataset | None) -> dict[str, Any]:
     """Whether the classes that are evaluated were trained on, by name."""
-    own = _own_data(run)
     if own is None:
         return {"shared": None, "text": "whether the model was trained on these classes is not known"}
     trained = {own.classes[label] for label in set(own.labels[own.splits == "train"].tolist())}

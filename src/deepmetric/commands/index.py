@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepmetric.commands.common import (
-    DATA_HELP,
-    RUN_HELP,
-    add_embedding_options,
-    best_device,
-    one_split,
-    open_data,
-)
+from deepmetric.commands.common import DATA_HELP, RUN_HELP, add_embedding_options, best_device, open_items
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -47,7 +40,7 @@ def run(args: Namespace) -> int:
     output = Path(args.output)
     refuse_other_contents(output)  # before the work, not after it
     model = load(args.run, device=best_device())
-    dataset = one_split(open_data(args.data, args.skip_unreadable), args.split)
+    dataset = open_items(args.data, args.split, args.skip_unreadable)
     items = dataset.subset(
         dataset.is_gallery
     )  # queries of a data set that has them apart are not searched for
