@@ -1,0 +1,162 @@
+"""Reductions that choose pairs: the hardest, the nearest beyond a positive, the k nearest, a random one.
+
+They have no gradient. What they choose is a short list of pairs, whose values are taken once more with gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.sums import Elementwise, State
+from deepmetric.losses.streamed.tiles import BIG, Hide
+
+
+class Largest:
+    """The largest value of each anchor, -BIG over nothing, and its rank, -1 over nothing.
+
+    With ``below``, for each of the thresholds [n, K] that are the one parameter the largest value below it,
+    [n, K] each.
+    """
+
+    differentiable = False
+
+    def __init__(self, *, below: bool = False) -> None:
+        self.below = below
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
+        shape = params[0].shape if self.below else (rows,)
+        return {
+            "value": like.new_full(shape, -0.5 * BIG),
+            "rank": torch.full(shape, -1, device=like.device),
+        }
+
+    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
+        hide(v, -BIG)
+        if not self.below:
+            value, rank = v.max(1)
+            _keep_better(state["value"], state["rank"], value, rank + lo)
+            return
+        for k in range(params[0].shape[1]):
+            beyond = torch.ge(v, params[0][:, k : k + 1], out=spare(0))
+            value, rank = torch.add(v, beyond, alpha=-BIG, out=beyond).max(1)
+            _keep_better(state["value"][:, k], state["rank"][:, k], value, rank + lo)
+
+    def combine(self, state: State, processes: Processes) -> None:
+        processes.keep_owned(state["value"], state["rank"])
+
+    def finish(self, state: State) -> tuple[list[Tensor], float]:
+        return [torch.where(state["value"] > -0.4 * BIG, state["value"], -BIG), state["rank"]], 1.0
+
+
+class Extreme:
+    """The largest value of each anchor without its place, -BIG over nothing."""
+
+    differentiable = False
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
+        return {"value": like.new_full((rows,), -BIG)}
+
+    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
+        hide(v, -BIG)
+        torch.maximum(state["value"], v.amax(1), out=state["value"])
+
+    def combine(self, state: State, processes: Processes) -> None:
+        processes.max_(state["value"])
+
+    def finish(self, state: State) -> tuple[list[Tensor], float]:
+        return [state["value"]], 1.0
+
+
+class TopK:
+    """The k largest values of each anchor in descending order [n, k] and their ranks, -BIG and -1 where there
+    are fewer."""
+
+    differentiable = False
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
+        return {
+            "value": like.new_full((rows, self.k), -BIG),
+            "rank": torch.full((rows, self.k), -1, device=like.device),
+        }
+
+    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
+        hide(v, -BIG)
+        value, rank = v.topk(min(self.k, v.shape[1]), dim=1, sorted=False)
+        rank = torch.where(value > -0.4 * BIG, rank + lo, -1)
+        joined = torch.cat([state["value"], value], 1)
+        value, place = joined.topk(self.k, dim=1)
+        state["value"], state["rank"] = value, torch.cat([state["rank"], rank], 1).gather(1, place)
+
+    def combine(self, state: State, processes: Processes) -> None:
+        every = [torch.empty_like(state["value"]) for _ in range(processes.size)]
+        dist.all_gather(every, state["value"].contiguous(), group=processes.group)
+        state["value"], place = torch.cat(every, 1).topk(self.k, dim=1)
+        place = place - processes.rank * self.k
+        mine = (place >= 0) & (place < self.k)
+        state["rank"] = torch.where(mine, state["rank"].gather(1, place.clamp(0, self.k - 1)), -1)
+
+    def finish(self, state: State) -> tuple[list[Tensor], float]:
+        return [state["value"], state["rank"]], 1.0
+
+
+class Sample:
+    """``draws`` ranks of each anchor [n, draws], drawn with replacement with weights exp(log_weight(v)); -1
+    where no pair has a weight.
+
+    A Gumbel-max over tiles, and within the winning tile by its cumulated weights: exactly the distribution of
+    a Gumbel-max over pairs, with one random number a tile instead of one a pair. Weights are taken relative to
+    the largest of the row in the tile, so that no row underflows however wide their range.
+    """
+
+    differentiable = False
+
+    def __init__(self, log_weight: Elementwise, draws: int, generator: torch.Generator | None = None) -> None:
+        self.log_weight, self.draws, self.generator = log_weight, draws, generator
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
+        return {
+            "value": like.new_full((rows, self.draws), -0.5 * BIG),
+            "rank": torch.full((rows, self.draws), -1, device=like.device),
+        }
+
+    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
+        weight = self.log_weight(v).clamp_min_(-BIG)
+        hide(weight, -BIG)
+        top = weight.amax(1, keepdim=True)
+        # A row without weights: exp(-BIG - top) must be 0.
+        top.clamp_min_(-0.1 * BIG)
+        weight.sub_(top).exp_()
+        mass = weight.sum(1, keepdim=True)
+        noise = torch.empty_like(state["value"]).exponential_(generator=self.generator).log_()
+        key = top + mass.log() - noise
+        won = key > state["value"]
+        rows = won.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return
+        cumulated = weight[rows].cumsum(1)
+        total = cumulated[:, -1:]
+        target = torch.rand(len(rows), self.draws, generator=self.generator, device=v.device, dtype=v.dtype)
+        target = torch.minimum(target * total, torch.nextafter(total, torch.zeros_like(total)))
+        rank = torch.searchsorted(cumulated, target, right=True) + lo
+        state["rank"][rows] = torch.where(won[rows], rank, state["rank"][rows])
+        state["value"] = torch.maximum(state["value"], key)
+
+    def combine(self, state: State, processes: Processes) -> None:
+        processes.keep_owned(state["value"], state["rank"])
+
+    def finish(self, state: State) -> tuple[list[Tensor], float]:
+        return [state["rank"]], 1.0
+
+
+def _keep_better(value: Tensor, rank: Tensor, new_value: Tensor, new_rank: Tensor) -> None:
+    better = new_value > value
+    value.copy_(torch.where(better, new_value, value))
+    rank.copy_(torch.where(better, new_rank, rank))

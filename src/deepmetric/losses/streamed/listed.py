@@ -1,0 +1,168 @@
+"""Reductions over a flat list of pairs in plain torch: the positives, where they are few."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deepmetric.losses.streamed.metric import Metric
+from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.sums import Elementwise
+
+# Rows gathered at a time: 2 x 4 MB in float32.
+CHUNK = 2**20
+
+
+class PairList:
+    """Pairs (anchor, ref) [P] with their values [P], and reductions to the N anchors."""
+
+    def __init__(
+        self, anchor: Tensor, ref: Tensor, values: Tensor, anchors: int, processes: Processes | None = None
+    ) -> None:
+        self.anchor, self.ref, self.values, self.anchors = anchor, ref, values, anchors
+        self.processes = processes
+
+    def at(self, per_anchor: Tensor) -> Tensor:
+        """A value of each anchor [N] beside each of its pairs [P]."""
+        return per_anchor[self.anchor]
+
+    def total(self, per_pair: Tensor) -> Tensor:
+        """Sums [P] -> [N]."""
+        out = per_pair.new_zeros(self.anchors).index_add(0, self.anchor, per_pair)
+        return self.processes.sum(out) if self.processes is not None else out
+
+    def sum(self, fn: Elementwise, *params: Tensor) -> Tensor:
+        return self.total(fn(self.values, *(self.at(t) for t in params)))
+
+    def hinge_sum(
+        self, threshold: Tensor | float, *, above: bool, squared: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        t = self.at(threshold) if isinstance(threshold, Tensor) else threshold
+        hinge = (self.values - t if above else t - self.values).relu()
+        count = self.total((hinge.detach() > 0).to(hinge.dtype))
+        return self.total(hinge.square() if squared else hinge), count
+
+    def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
+        t = self.at(shift) if isinstance(shift, Tensor) else shift
+        return self.total(torch.nn.functional.softplus(scale * (self.values - t), threshold=40.0))
+
+    def logsumexp(
+        self,
+        scale: float = 1.0,
+        *,
+        beyond: Tensor | None = None,
+        fn: Elementwise | None = None,
+        params: tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        exponent = fn(self.values, *(self.at(t) for t in params)) if fn is not None else scale * self.values
+        if beyond is not None:
+            exponent = torch.where(exponent > self.at(scale * beyond), exponent, -math.inf)
+        shift = self._amax(exponent.detach())
+        shift = torch.where(shift.isfinite(), shift, 0)
+        total = self.total(torch.exp(exponent - self.at(shift)))
+        some = total > 0
+        return torch.where(some, torch.where(some, total, 1).log() + shift, -math.inf)
+
+    def max(self) -> Tensor:
+        """The largest value of each anchor without gradient, -inf over nothing."""
+        return self._amax(self.values.detach())
+
+    def min(self) -> Tensor:
+        return -self._amax(-self.values.detach())
+
+    def _amax(self, per_pair: Tensor) -> Tensor:
+        out = per_pair.new_full((self.anchors,), -math.inf).scatter_reduce_(0, self.anchor, per_pair, "amax")
+        return self.processes.max_(out) if self.processes is not None else out
+
+    def argmax(self, scale: float = 1.0) -> Tensor:
+        """The reference of the largest scale * v of each anchor [N] int64, -1 for none; over several processes
+        it is with one of them, -1 with the others."""
+        value = scale * self.values.detach()
+        best = value.new_full((self.anchors,), -math.inf).scatter_reduce_(0, self.anchor, value, "amax")
+        at_best = (value == self.at(best)).nonzero()[:, 0]
+        ref = self.ref.new_full((self.anchors,), -1)
+        ref.scatter_reduce_(0, self.anchor[at_best], self.ref[at_best], "amax")
+        if self.processes is not None:
+            self.processes.keep_owned(best, ref)
+        return ref
+
+    def padded(self, per_pair: Tensor, fill: float) -> Tensor:
+        """[P] -> [N, K], K the largest number of pairs an anchor has but at least 1, with gradient.
+
+        Over several processes the pairs of all of them.
+        """
+        anchor = self.anchor
+        if self.processes is not None:
+            anchor = self.processes.gather(anchor)
+            per_pair = self.processes.gather(per_pair)
+        order = anchor.argsort(stable=True)
+        anchor = anchor[order]
+        counts = torch.bincount(anchor, minlength=self.anchors)
+        slot = torch.arange(len(anchor), device=anchor.device) - (counts.cumsum(0) - counts)[anchor]
+        width = int(counts.max()) if len(anchor) else 1
+        out = per_pair.new_full((self.anchors, width), fill)
+        return out.index_put((anchor, slot), per_pair[order])
+
+
+def pair_values(
+    anchors: Tensor, refs: Tensor, anchor: Tensor, ref: Tensor, metric: Metric, normalize_refs: bool
+) -> Tensor:
+    """Values [P] of the listed pairs, with gradient; no gathered rows are kept for it."""
+    return _PairValues.apply(anchors, refs, anchor, ref, metric, normalize_refs)
+
+
+class _PairValues(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, refs: Tensor, anchor: Tensor, ref: Tensor, metric: Metric, normalize: bool
+    ) -> Tensor:
+        ctx.metric, ctx.normalize = metric, normalize
+        need_refs = ctx.needs_input_grad[1]
+        with torch.autocast(device_type=anchors.device.type, enabled=False):
+            parts = []
+            for lo, hi in _chunks(len(anchor), anchors.shape[1]):
+                y = _rows(refs, ref[lo:hi], anchors.dtype, normalize)
+                parts.append(metric.of_pairs(anchors[anchor[lo:hi]], y))
+        # A memory is overwritten before backward: what the anchors need of it is kept if that is small.
+        small = not need_refs and len(anchor) * anchors.shape[1] <= 2 * CHUNK
+        ctx.kept = _rows(refs, ref, anchors.dtype, normalize) if small else None
+        ctx.save_for_backward(anchors, None if small else refs, anchor, ref)
+        return torch.cat(parts) if parts else anchors.new_zeros(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        anchors, refs, anchor, ref = ctx.saved_tensors
+        need_x, need_refs = ctx.needs_input_grad[:2]
+        gx = torch.zeros_like(anchors) if need_x else None
+        gy = torch.zeros(refs.shape, dtype=anchors.dtype, device=refs.device) if need_refs else None
+        with torch.autocast(device_type=anchors.device.type, enabled=False):
+            for lo, hi in _chunks(len(anchor), anchors.shape[1]):
+                if ctx.kept is not None:
+                    y = ctx.kept[lo:hi]
+                else:
+                    y = _rows(refs, ref[lo:hi], anchors.dtype, ctx.normalize)
+                x = anchors[anchor[lo:hi]]
+                wx, wy = ctx.metric.pair_gradients(x, y, grad[lo:hi])
+                if gx is not None:
+                    gx.index_add_(0, anchor[lo:hi], wx)
+                if gy is not None:
+                    gy.index_add_(0, ref[lo:hi], wy)
+        return gx, gy.to(refs.dtype) if gy is not None else None, None, None, None, None
+
+
+def _chunks(pairs: int, width: int) -> list[tuple[int, int]]:
+    step = max(CHUNK // max(width, 1), 1)
+    return [(lo, min(lo + step, pairs)) for lo in range(0, pairs, step)]
+
+
+def _rows(refs: Tensor, index: Tensor, dtype: torch.dtype, normalize: bool) -> Tensor:
+    rows = refs[index].to(dtype)
+    if normalize:
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        rows = rows / norms.add_(norms == 0)
+    return rows

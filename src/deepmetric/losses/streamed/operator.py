@@ -1,0 +1,243 @@
+"""One pass over tiles: a reduction per anchor, and its gradient accumulated beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deepmetric.losses.streamed.metric import Metric
+from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.tiles import Buffers, Group, Hide
+
+
+class Reduction(Protocol):
+    """A reduction of one value per pair to one number per anchor (or more, then without gradient).
+
+    ``state`` holds a row per anchor. ``tile`` takes the tile's values, may destroy them, and returns the
+    weights dA/dV up to a factor per row that ``finish`` gives; ``state["rescale"]`` [n] multiplies what was
+    accumulated so far. ``slopes`` are dA/dt of the parameters, accumulated in ``state`` as "slope0", ...
+    """
+
+    differentiable: bool
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> dict[str, Tensor]: ...
+
+    def tile(
+        self, state: dict[str, Tensor], v: Tensor, params: Sequence[Tensor], hide: Hide, spare: Any, lo: int
+    ) -> Tensor | None: ...
+
+    def replay(
+        self, state: dict[str, Tensor], v: Tensor, params: Sequence[Tensor], hide: Hide, spare: Any
+    ) -> Tensor: ...
+
+    def combine(self, state: dict[str, Tensor], processes: Processes) -> None: ...
+
+    def finish(self, state: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | float]: ...
+
+
+class Job(NamedTuple):
+    """What is reduced over which pairs."""
+
+    reduction: Any
+    metric: Metric
+    groups: list[Group]
+    normalize_refs: bool
+    processes: Processes | None
+
+
+def reduce(job: Job, anchors: Tensor, refs: Tensor, params: Sequence[Tensor] = ()) -> list[Tensor]:
+    """The outputs of ``job.reduction``, a row per anchor; the first has gradients for anchors, refs, params.
+
+    Anchors [N, d], references [M, d], params [N] or [N, K]. References of lower precision than the anchors
+    are converted tile by tile. First-order gradients only.
+    """
+    return list(_Reduce.apply(anchors, refs, job, *params))
+
+
+# torch.compile leaves the operator alone and compiles what is around it. (The attribute is what
+# torch.compiler.disable sets; calling that would import the compiler, seconds, for every user.)
+reduce._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, refs: Tensor, job: Job, *params: Tensor) -> tuple[Tensor, ...]:
+        need_x, need_refs = ctx.needs_input_grad[:2]
+        grad = job.reduction.differentiable and any(ctx.needs_input_grad)
+        # A single tile keeps its weights instead of a second pass. Only where references take gradients:
+        # otherwise nothing of the reference set may be saved, a memory is overwritten before backward.
+        keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single
+        with torch.autocast(device_type=anchors.device.type, enabled=False):
+            buffers = _buffers(job, anchors)
+            runs = [
+                _run(job, group, anchors, refs, params, buffers, grad, need_x, keep) for group in job.groups
+            ]
+            state = _joined([run.pop("state") for run in runs])
+            if job.processes is not None:
+                job.reduction.combine(state, job.processes)
+            outputs, factor = job.reduction.finish(state)
+        if grad:
+            ctx.job, ctx.runs, ctx.state, ctx.factor = job, runs, state, factor
+            # The anchors are needed for the references' gradient, and for the part along x of distances.
+            need_x_again = need_refs or job.metric.radial
+            ctx.save_for_backward(
+                anchors if need_x_again else None, refs if need_refs else None, *(params if need_refs else ())
+            )
+        ctx.mark_non_differentiable(*(outputs[1:] if job.reduction.differentiable else outputs))
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        g = grads[0]
+        if g is None:
+            return (None,) * len(ctx.needs_input_grad)
+        need_x, need_refs, _, *need_params = ctx.needs_input_grad
+        anchors, refs, *params = ctx.saved_tensors
+        with torch.autocast(device_type=g.device.type, enabled=False):
+            if ctx.job.processes is not None:
+                g = ctx.job.processes.sum_(g.contiguous().clone())
+            g = g * ctx.factor  # dA/dV for the weights as they were accumulated
+            slopes = [ctx.state[f"slope{k}"] if need else None for k, need in enumerate(need_params)]
+            gp = [None if s is None else g[:, None] * s if s.ndim == 2 else g * s for s in slopes]
+            g = g * ctx.job.metric.scale
+            gx = _anchor_gradient(ctx, g, anchors, refs) if need_x else None
+            gm = _reference_gradient(ctx, g, anchors, refs, params) if need_refs else None
+        return gx, gm, None, *gp
+
+
+def _buffers(job: Job, like: Tensor) -> Buffers:
+    sizes = [(g.rows.stop - g.rows.start) * min(g.width, g.stop - g.start) for g in job.groups]
+    return Buffers(like, max(sizes, default=0))
+
+
+def _load(
+    job: Job, group: Group, refs: Tensor, lo: int, hi: int, dtype: torch.dtype, buffers: Buffers | None = None
+) -> Tensor:
+    """The references of a tile, converted and normalised as the job wants them."""
+    rows = refs[lo:hi] if group.order is None else refs[group.order[lo:hi]]
+    rows = rows.to(dtype)
+    if job.normalize_refs:
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        out = buffers(7, *rows.shape) if buffers is not None else None
+        rows = torch.div(rows, norms.add_(norms == 0), out=out)
+    return rows
+
+
+def _run(
+    job: Job,
+    group: Group,
+    anchors: Tensor,
+    refs: Tensor,
+    params: Sequence[Tensor],
+    buffers: Buffers,
+    grad: bool,
+    need_x: bool,
+    keep: bool,
+) -> dict[str, Any]:
+    """Reduce one group. Returns the state, B [n, d] and the row sums R [n], or the weights of a single tile."""
+    reduction, metric = job.reduction, job.metric
+    x, params = anchors[group.rows], [p[group.rows] for p in params]
+    state = reduction.start(len(x), x, params)
+    run: dict[str, Any] = {"state": state}
+    accumulate = grad and need_x and not keep
+    if accumulate:
+        run["B"] = torch.zeros_like(x)
+        if metric.radial:
+            run["R"] = x.new_zeros(len(x))
+    prepared = metric.anchors(x)
+    norms = x.square().sum(1, keepdim=True) if metric.radial else None
+    n = len(x)
+    for lo, hi in group.tiles():
+        tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
+        v, distance = metric.values(prepared, norms, tile_refs, buffers)
+
+        def spare(i: int, n: int = n, m: int = hi - lo) -> Tensor:
+            return buffers(3 + i, n, m)
+
+        hide = group.hidden.of_tile(lo, hi, buffers(2, n, hi - lo))
+        weights = reduction.tile(state, v, params, hide, spare, lo)
+        rescale = state.pop("rescale", None)
+        if not grad or weights is None:
+            continue
+        if keep:
+            run["W"] = metric.to_rows(weights, distance)
+        elif accumulate:
+            weights = metric.to_rows(weights, distance)
+            if rescale is not None:
+                run["B"].mul_(rescale[:, None])
+                if metric.radial:
+                    run["R"].mul_(rescale)
+            run["B"].addmm_(weights, tile_refs)
+            if metric.radial:
+                run["R"].add_(weights.sum(1))
+    return run
+
+
+def _joined(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(states) == 1:
+        return states[0]
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+def _anchor_gradient(ctx: Any, g: Tensor, anchors: Tensor | None, refs: Tensor | None) -> Tensor:
+    job: Job = ctx.job
+    metric = job.metric
+    totals, sums = [], []
+    for group, run in zip(job.groups, ctx.runs):
+        if "W" in run:
+            assert refs is not None
+            tile_refs = _load(job, group, refs, group.start, group.stop, g.dtype)
+            run = {"B": run["W"] @ tile_refs, "R": run["W"].sum(1) if metric.radial else None}
+        totals.append(run["B"])
+        sums.append(run.get("R"))
+    total = torch.cat(totals) if len(totals) > 1 else totals[0]
+    gradient = total * (-metric.slope * g)[:, None]
+    if metric.radial:
+        assert anchors is not None
+        gradient.addcmul_(anchors, (metric.slope * g * torch.cat(sums))[:, None])
+    return gradient
+
+
+def _reference_gradient(
+    ctx: Any, g: Tensor, anchors: Tensor, refs: Tensor, params: Sequence[Tensor]
+) -> Tensor:
+    """A second pass over the tiles, where their weights are computed again (or were kept)."""
+    job: Job = ctx.job
+    metric = job.metric
+    out = torch.zeros(refs.shape, dtype=anchors.dtype, device=refs.device)
+    buffers = _buffers(job, anchors)
+    for group, run in zip(job.groups, ctx.runs):
+        x, gr = anchors[group.rows], metric.slope * g[group.rows]
+        state = {name: value[group.rows] for name, value in ctx.state.items()}
+        rows = [p[group.rows] for p in params]
+        prepared = metric.anchors(x)
+        norms = x.square().sum(1, keepdim=True) if metric.radial else None
+        weighted = x * -gr[:, None]
+        n = len(x)
+        for lo, hi in group.tiles():
+            tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
+            if "W" in run:
+                weights = run["W"]
+            else:
+                v, distance = metric.values(prepared, norms, tile_refs, buffers)
+
+                def spare(i: int, n: int = n, m: int = hi - lo) -> Tensor:
+                    return buffers(3 + i, n, m)
+
+                hide = group.hidden.of_tile(lo, hi, buffers(2, n, hi - lo))
+                weights = job.reduction.replay(state, v, rows, hide, spare)
+                weights = metric.to_rows(weights, distance)
+            part = weights.t() @ weighted
+            if metric.radial:
+                part.addcmul_(tile_refs, (weights.t() @ gr)[:, None])
+            if group.order is None:
+                out[lo:hi] += part
+            else:
+                out[group.order[lo:hi]] += part
+    return out.to(refs.dtype)

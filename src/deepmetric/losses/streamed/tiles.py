@@ -1,0 +1,112 @@
+"""How anchors and references are cut into tiles, and which pairs of a tile are hidden from a reduction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# Stands for minus infinity in a tile. Finite, so that masks may be applied by multiplication and addition:
+# on a CPU these are 4 to 12 times as fast as `where` and `masked_fill` with a boolean mask.
+BIG = 1e30
+
+Hide = Callable[[Tensor, float], None]  # puts a value, 0 or +-BIG, at the hidden pairs of a tile
+
+
+class Hidden(Protocol):
+    """The pairs that a reduction must not see."""
+
+    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide: ...
+
+
+class HiddenPairs:
+    """Hidden pairs as a list: row and rank [E] each, sorted by rank unless all lie in one tile."""
+
+    def __init__(self, row: Tensor, rank: Tensor, start: int, stop: int, width: int) -> None:
+        tile = (rank - start) // width
+        last = (stop - start - 1) // width
+        widths = torch.where(tile == last, stop - start - last * width, width)
+        self.flat = row * widths + (rank - start) - tile * width
+        if last <= 0:
+            self.bounds = [0, len(rank)]
+        else:
+            edges = torch.arange(start, stop + width, width, device=rank.device)
+            self.bounds = torch.searchsorted(rank, edges).tolist()
+        self.start, self.width = start, width
+
+    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide:
+        at = (lo - self.start) // self.width
+        flat = self.flat[self.bounds[at] : self.bounds[at + 1]]
+
+        def hide(tile: Tensor, value: float) -> None:
+            if len(flat):
+                tile.view(-1).index_fill_(0, flat, value)
+
+        return hide
+
+
+class HiddenClasses:
+    """Hidden are the pairs of one class, found tile by tile; for classes too large to list their pairs."""
+
+    def __init__(self, row_class: Tensor, col_class: Tensor, also: HiddenPairs | None) -> None:
+        self.rows = row_class[:, None]  # [n, 1] float: float comparisons are vectorised, integer ones are not
+        self.cols = col_class  # [M] float
+        self.also = also  # own copies that carry another label
+
+    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide:
+        assert spare is not None
+        same = torch.eq(self.rows, self.cols[lo:hi], out=spare)
+        also = self.also.of_tile(lo, hi, None) if self.also is not None else None
+
+        def hide(tile: Tensor, value: float) -> None:
+            if value:
+                tile.add_(same, alpha=value)
+            else:
+                tile.addcmul_(tile, same, value=-1)
+            if also is not None:
+                also(tile, value)
+
+        return hide
+
+
+class Group(NamedTuple):
+    """Anchors ``rows`` against the references of ranks ``start`` to ``stop``, ``width`` at a time."""
+
+    rows: slice
+    start: int
+    stop: int
+    width: int
+    hidden: Hidden
+    order: Tensor | None  # [M] reference of each rank; None: the rank is the position
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        for lo in range(self.start, self.stop, self.width):
+            yield lo, min(lo + self.width, self.stop)
+
+    @property
+    def single(self) -> bool:
+        return self.stop - self.start <= self.width
+
+
+def tile_width(anchors: int, like: Tensor) -> int:
+    """References per tile. On a CPU half a MiB a thread, so that a tile, its masks and its references stay in
+    the second-level cache; on a GPU 64 MiB, so that a tile fills the device."""
+    mebibytes = 64 if like.is_cuda else 0.5 * min(torch.get_num_threads(), 8)
+    width = max(int(mebibytes * 2**20) // like.element_size() // max(anchors, 1), 1)
+    # A power of two; in a tile narrower than 256 the product is slow.
+    return min(max(1 << (width.bit_length() - 1), 256), 16384)
+
+
+class Buffers:
+    """Tiles of work space that are allocated once and reused; number ``i`` of shape [n, m]."""
+
+    def __init__(self, like: Tensor, elements: int) -> None:
+        self.like, self.elements = like, elements
+        self.flat: dict[int, Tensor] = {}
+
+    def __call__(self, i: int, n: int, m: int) -> Tensor:
+        if i not in self.flat or self.flat[i].numel() < n * m:
+            self.flat[i] = self.like.new_empty(max(self.elements, n * m))
+        return self.flat[i][: n * m].view(n, m)
