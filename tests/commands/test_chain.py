@@ -93,6 +93,8 @@ def test_a_second_run_gets_its_own_folder(place):
             "images",
             "--training.steps",
             "1",
+            "--schedule.warmup_steps",
+            "0",
             cwd=place,
         )
     assert sorted(path.name for path in (place / "runs").iterdir()) == [

@@ -259,7 +259,8 @@ def test_validation_on_training_classes_is_refused(recipe_file, tmp_path, image_
     table.write_text("path,label,split\n" + "\n".join(rows) + "\n")
     other = tmp_path / "other.yaml"
     other.write_text(
-        f"data: {{class_path: deepmetric.data.TableDataset, init_args: {{path: {table}, root: {image_folder}}}}}"
+        "data:\n  class_path: deepmetric.data.TableDataset\n"
+        f"  init_args: {{path: {table}, root: {image_folder}, split: null}}\n"
     )
     with pytest.raises(InputError, match="share 1 classes"):
         build(recipe_file, tmp_path / "run", "--config", str(other))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from deepmetric.data import Dataset, MPerClassSampler, make_loader, numbered
 from deepmetric.errors import InputError
 from deepmetric.evaluation import evaluate_model
+from deepmetric.models import EmbeddingModel
 from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
 from deepmetric.training.guards import CollapseWatch, check_finite
 from deepmetric.training.log import MetricsLog, progress_bar
@@ -198,8 +199,10 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr()):
             record[f"lr_{group['name']}"] = rate
         self.log.write(record, "train")
-        best = {"best": f"{self.best:.3f}"} if self.validation is not None else {}
-        bar.set_postfix(loss=f"{record['loss']:.4f}", **best, refresh=False)
+        shown = {"loss": f"{record['loss']:.4f}"}
+        if self.validation is not None:
+            shown["best"] = f"{self.best:.3f}"
+        bar.set_postfix(shown, refresh=False)
         warning = self.watch.look(embeddings, self.step)
         if warning:
             bar.write(f"warning: {warning}")
@@ -263,7 +266,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _train_split(data: Dataset, recipe: Recipe, model: nn.Module) -> Dataset:
+def _train_split(data: Dataset, recipe: Recipe, model: EmbeddingModel) -> Dataset:
     train = data.split("train")
     if recipe.augmentation is None:
         return train.with_transform(model.preprocessing.transform())
