@@ -22,7 +22,9 @@ COMMAND = [sys.executable, "-m", "deepmetric.cli"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("data", help="a data recipe")
     parser.add_argument("systems", nargs="+", help="system recipes; `a+b` combines several files")
     parser.add_argument("--root", help="the data's folder, zip or table")
@@ -55,7 +57,7 @@ def scores_of(args: argparse.Namespace, system: str, seed: int, extra: list[str]
             _do("train", args.data, *system.split("+"), "--run", run, *root, "--seed", seed, *extra)
         result.write_text(_do("evaluate", run, "--untrained", "--json"), encoding="utf8")
     both = json.loads(result.read_text(encoding="utf8"))
-    return both["untrained"], both["metrics"]
+    return both["untrained"], both
 
 
 def _do(*arguments: object) -> str:
