@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -33,3 +33,12 @@ def _slow_metrics(
 @pytest.fixture(scope="session")
 def slow_metrics() -> Callable[..., dict[str, np.ndarray]]:
     return _slow_metrics
+
+
+@pytest.fixture(scope="module", params=["selection", "sort"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways of ranking, whatever the size of the gallery."""
+    share = {"selection": 0, "sort": 10**9}[request.param]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deepmetric.evaluation.neighbours.SORT_SHARE", share)
+        yield

@@ -21,7 +21,10 @@ RETRIEVAL = sorted(GOLDEN.glob("retrieval__*.json"))
 CLUSTERING = sorted(GOLDEN.glob("clustering__*.json"))
 NAMES = {"precision@1": "precision_at_1", "r_precision": "r_precision", "map@r": "map_at_r", "mrr": "mrr"}
 
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden values at {GOLDEN} (set GOLDEN_DIR)")
+pytestmark = [
+    pytest.mark.usefixtures("either_way"),
+    pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden values at {GOLDEN} (set GOLDEN_DIR)"),
+]
 
 
 def read(path: Path) -> dict:

@@ -13,6 +13,8 @@ from deepmetric.evaluation import retrieval_metrics
 
 KS = (1, 2, 3, 10, 1000)
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def exact_similarity(q: np.ndarray, g: np.ndarray, similarity: str) -> np.ndarray:
     """Of integer vectors, in exact arithmetic (squared cosine with its sign: the same order)."""

@@ -142,8 +142,8 @@ def test_kill_9_while_an_index_is_being_replaced(tmp_path: Path) -> None:
             index.save({str(folder)!r})
     """
     seen = set()
-    for trial in range(6):
-        delay = 0.05 + 0.037 * trial
+    for trial in range(4):
+        delay = 0.05 + 0.05 * trial
         run_until_killed(script, until=lambda delay=delay: time.sleep(delay) or True)
         index = Index.load(folder)
         n = len(index)

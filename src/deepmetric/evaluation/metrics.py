@@ -135,7 +135,6 @@ def retrieval_metrics(
             g,
             torch.from_numpy(g_classes).to(q.device),
             None if own is None else own.to(q.device),
-            depth=1,
             similarity=similarity,
             block_bytes=block_bytes,
         ):

@@ -23,7 +23,9 @@ from deepmetric.evaluation.similarity import Similarity, Space, prepare
 
 BLOCK_BYTES = 32 * 2**20  # larger blocks leave the processor's caches and are slower
 MIN_BLOCK_ROWS = 16  # fewer make the matrix product slow; and 16 rows are no more than the gallery itself
-BEYOND = torch.iinfo(torch.int64).max  # a rank not worked out, because it is beyond the depth asked for
+NEAREST = 16  # at least as many are looked at in order: most first positives are among them and need no count
+SORT_SHARE = 32  # with more positives than this part of the gallery, sorting it is faster than selecting
+BEYOND = torch.iinfo(torch.int64).max  # a rank that no metric depends on and that was not worked out
 
 
 class Ranks(NamedTuple):
@@ -33,7 +35,7 @@ class Ranks(NamedTuple):
     relevant: number of positives in the gallery, self left out, ``[B]``.
     first: rank (from 1) of the most similar positive, exact however deep; ``BEYOND`` without a positive,
         ``[B]``.
-    rank: ranks of positives, exact up to the depth asked for; ``BEYOND`` for deeper ones and unused places,
+    rank: ranks of positives, exact up to their number; ``BEYOND`` for deeper ones and unused places,
         ``[B, L]``.
     ordinal: where ``rank`` holds one, which positive that is, the most similar being 1, ``[B, L]``.
     """
@@ -52,15 +54,14 @@ def rank_positives(
     gallery_classes: Tensor,  # [M] int64, the same numbering
     self_index: Tensor | None,  # [N] int64: each query's own row in the gallery, -1 = it is not there
     *,
-    depth: int,
     similarity: Similarity = "cosine",
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Ranks]:
     """Rank the positives of every query; yields :class:`Ranks`, a block of queries at a time, in any order.
 
-    Ranks are exact up to the greater of ``depth`` and the query's number of positives; the rank of its best
-    positive always is. Memory: ``block_bytes`` of similarities (at least 16 rows of the gallery's length) and
-    work space of the same order.
+    Ranks are exact up to the query's number of positives; the rank of its best positive always is. Memory:
+    ``block_bytes`` of similarities (at least 16 rows of the gallery's length) and work space of the same
+    order.
     """
     space = prepare(query, gallery, similarity)
     members = _Members(query_classes, gallery_classes)
@@ -77,9 +78,7 @@ def rank_positives(
         if self_index is not None:
             there = (self_index[rows] >= 0).nonzero().squeeze(1)
             s[there, self_index[rows[there]]] = -torch.inf
-        yield _rank_block(
-            s, rows, query_classes[rows], gallery_classes, members, relevant[rows], depth, space
-        )
+        yield _rank_block(s, rows, query_classes[rows], gallery_classes, members, relevant[rows], space)
 
 
 def _rank_block(
@@ -89,11 +88,16 @@ def _rank_block(
     gallery_classes: Tensor,
     members: _Members,
     relevant: Tensor,
-    depth: int,
     space: Space,
 ) -> Ranks:
-    depth = max(depth, int(relevant.max()))
-    # One more than asked for shows whether the last one is tied with what was left out.
+    most = int(relevant.max())
+    if most and most * SORT_SHARE > s.shape[1]:
+        rank = _all_ranks(s, members.similarities(s, classes), rows, space)
+        ordinal = torch.arange(1, rank.shape[1] + 1, device=s.device).expand_as(rank)
+        return Ranks(rows, relevant, rank[:, 0], rank, ordinal)
+
+    # One more than needed shows whether the last one is tied with what was left out.
+    depth = max(most, NEAREST)
     value, index = top_values(s, min(depth + 1, s.shape[1]))
     positive = (gallery_classes[index] == classes[:, None]) & (value > -torch.inf)
     ordinal = positive.long().cumsum(dim=1)
@@ -106,7 +110,7 @@ def _rank_block(
     # When the whole list is as similar, items outside it may be too: that rank is only a lower bound.
     if value.shape[1] < s.shape[1]:
         open_ended = positive & (as_similar == value.shape[1])
-        tied = (open_ended & (rank <= depth)).any(dim=1).nonzero().squeeze(1)
+        tied = (open_ended & (rank <= relevant[:, None])).any(dim=1).nonzero().squeeze(1)
         rank[open_ended] = BEYOND
         for some in tied.split(MIN_BLOCK_ROWS) if len(tied) else ():
             exact = _all_ranks(s[some], members.similarities(s[some], classes[some]), rows[some], space)
@@ -137,12 +141,18 @@ def _first_rank(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Ten
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:
     """Ranks of all positives ``[B, R]`` by sorting whole rows; ``BEYOND`` where a row has fewer than R."""
     line = space.tie_line(positives, rows)
-    # NumPy sorts rows on the CPU ten times faster than torch.
-    ordered = s.sort(dim=1).values if s.is_cuda else torch.from_numpy(np.sort(s.numpy(), axis=1))
-    above = s.shape[1] - torch.searchsorted(ordered, line)
-    positives_above = torch.searchsorted(-positives, -line, right=True)
+    above = s.shape[1] - torch.searchsorted(_sorted(s), line)
     ordinal = torch.arange(1, positives.shape[1] + 1, device=s.device)
+    positives_above = ordinal
+    following = positives[:, 1:]
+    if ((following >= line[:, :-1]) & (following > -torch.inf)).any():  # positives that tie with each other
+        positives_above = torch.searchsorted(-positives, -line, right=True)
     return (ordinal + above - positives_above).masked_fill(positives == -torch.inf, BEYOND)
+
+
+def _sorted(s: Tensor) -> Tensor:
+    """Rows in rising order. NumPy does it on the CPU several times faster than torch."""
+    return s.sort(dim=1).values if s.is_cuda else torch.from_numpy(np.sort(s.numpy(), axis=1))
 
 
 def top_values(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -185,4 +195,4 @@ class _Members:
         offset = torch.arange(int(count.max()), device=s.device)
         place = (self.starts[classes, None] + offset).clamp_max(len(self.order) - 1)
         value = s.gather(1, self.order[place]).masked_fill(offset >= count[:, None], -torch.inf)
-        return value.sort(dim=1, descending=True).values
+        return _sorted(value).flip(1)
