@@ -72,8 +72,13 @@ class DenseSide:
     def softplus_sum(self, scale, shift):
         return self.total(torch.log1p(torch.exp(scale * (self.value - shift))))
 
-    def logsumexp(self, scale=1.0, *, beyond=None, fn=None, params=()):
+    def weighted_sum(self, weight):
+        return self.total(weight(self.value).detach() * self.value)
+
+    def logsumexp(self, scale=1.0, *, beyond=None, fn=None, params=(), slope=None):
         e = fn(self.value, *(t[:, None] for t in params)) if fn is not None else scale * self.value
+        if slope is not None:
+            e = (e - slope(self.value) * self.value).detach() + slope(self.value).detach() * self.value
         mask = self.mask
         if beyond is not None:
             mask = mask & (e > scale * beyond[:, None])

@@ -176,8 +176,10 @@ def supcon(c, t=0.1):
 
 
 def circle(c, m=0.4, g=80.0):
-    lp = c.positives.logsumexp(fn=lambda s: -g * (1 + m - s.detach()).relu() * (s - (1 - m)))
-    ln = c.negatives.logsumexp(fn=lambda s: g * (s.detach() + m).relu() * (s - m))
+    lp = c.positives.logsumexp(
+        fn=lambda s: g * (1 + m - s).relu() * (1 - m - s), slope=lambda s: -g * (1 + m - s).relu()
+    )
+    ln = c.negatives.logsumexp(fn=lambda s: g * (s + m).relu() * (s - m), slope=lambda s: g * (s + m).relu())
     ok = (c.positive_count > 0) & (c.negative_count > 0)
     return torch.where(ok, softplus(torch.where(ok, lp + ln, 0)), 0).sum() / ok.sum().clamp_min(1)
 
@@ -216,7 +218,8 @@ def angular(c, alpha=40.0):
 
 
 def ranked_list(c, m=0.4, T=5.0, alpha=1.2, Tp=0.0, lam=0.5):  # distance
-    w = lambda d: torch.exp(T * (alpha - d)) * ((d < alpha) & (d > 0))
+    # The sign of a product of ramps is the indicator of 0 < d < alpha, without boolean tiles.
+    w = lambda d: torch.exp(T * (alpha - d)) * torch.sign((alpha - d).relu() * d).detach()
     h = lambda d: alpha - d
     n = len(c.ref_labels) * 1e-5
     with torch.no_grad():
@@ -231,9 +234,7 @@ def ranked_list(c, m=0.4, T=5.0, alpha=1.2, Tp=0.0, lam=0.5):  # distance
 
 
 def gpw(c, pos, neg):
-    return (
-        c.negatives.sum(lambda s: neg(s.detach()) * s) - c.positives.sum(lambda s: pos(s.detach()) * s)
-    ).mean()
+    return (c.negatives.weighted_sum(neg) - c.positives.weighted_sum(pos)).mean()
 
 
 # name: (kind, normalize, loss). Losses of per-class parameters take them as a second argument.
@@ -273,7 +274,7 @@ FORMS = {
     "general pair weighting": (
         "dot",
         True,
-        lambda c: gpw(c, lambda s: torch.exp(-2 * s), lambda s: s.exp() * (s > 0.1)),
+        lambda c: gpw(c, lambda s: torch.exp(-2 * s), lambda s: s.exp() * (s - 0.1).relu()),
     ),
 }
 PARAMETERISED = {"margin"}

@@ -69,7 +69,7 @@ def test_every_form_is_named_here(forms: ModuleType) -> None:
     m=st.integers(0, 40),
     classes=st.integers(1, 8),
     own=st.booleans(),
-    width=st.sampled_from([1, 3, 16, 64]),
+    width=st.sampled_from([1, 3, 16, 64, None]),
     listed=st.sampled_from([0, 2**20]),
 )
 def test_loss(dense, forms, name, seed, n, m, classes, own, width, listed) -> None:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.steps import used_rows
 from deepmetric.losses.streamed.sums import Elementwise, State
 from deepmetric.losses.streamed.tiles import BIG, Hide
 
@@ -30,6 +31,8 @@ class Largest:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         shape = params[0].shape if self.below else (rows,)
+        if self.below:
+            self.used = used_rows(params[0] > -BIG)
         return {
             "value": like.new_full(shape, -0.5 * BIG),
             "rank": torch.full(shape, -1, device=like.device),
@@ -38,13 +41,19 @@ class Largest:
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
         hide(v, -BIG)
         if not self.below:
-            value, rank = v.max(1)
-            _keep_better(state["value"], state["rank"], value, rank + lo)
+            _keep_better(state["value"], state["rank"], *_ranked(v, lo))
             return
-        for k in range(params[0].shape[1]):
-            beyond = torch.ge(v, params[0][:, k : k + 1], out=spare(0))
-            value, rank = torch.add(v, beyond, alpha=-BIG, out=beyond).max(1)
-            _keep_better(state["value"][:, k], state["rank"][:, k], value, rank + lo)
+        for k, n in enumerate(self.used):
+            bound, best = params[0][:n, k : k + 1], state["value"][:n, k]
+            below = torch.ge(v[:n], bound, out=spare(0)[:n])
+            torch.add(v[:n], below, alpha=-BIG, out=below)
+            if v.is_cuda:
+                _keep_better(best, state["rank"][:n, k], *_ranked(below, lo))
+                continue
+            # The place of a maximum costs several times its value, and few tiles better a row's best.
+            better = (below.amax(1) > best).nonzero()[:, 0]
+            if len(better):
+                best[better], state["rank"][better, k] = _ranked(below[better], lo)
 
     def combine(self, state: State, processes: Processes) -> None:
         processes.keep_owned(state["value"], state["rank"])
@@ -154,6 +163,11 @@ class Sample:
 
     def finish(self, state: State) -> tuple[list[Tensor], float]:
         return [state["rank"]], 1.0
+
+
+def _ranked(v: Tensor, lo: int) -> tuple[Tensor, Tensor]:
+    value, column = v.max(1)
+    return value, column + lo
 
 
 def _keep_better(value: Tensor, rank: Tensor, new_value: Tensor, new_rank: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed import choose, steps, sums
+from deepmetric.losses.streamed.dense import MATRIX, MatrixSide, value_matrix
 from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
@@ -89,6 +90,8 @@ class Comparison:
         self.kind: Kind = kind
         self.normalize, self.processes = normalize, processes
         self.width, self.listed = width, listed
+        # What is computed once must have a gradient later, though it be asked for first under no_grad.
+        self._grad = torch.is_grad_enabled()
 
     def metric(self, scale: float = 1.0) -> Metric:
         return Metric(self.kind, self.normalize, scale)
@@ -119,11 +122,15 @@ class Comparison:
     @cached_property
     def positive_count(self) -> Tensor:
         """How many positives each anchor has, [N] int64."""
+        if self.small:
+            return self._matrix[1].sum(1)
         return self._everywhere(self.matches.counts - self._own_label[1].long())
 
     @cached_property
     def negative_count(self) -> Tensor:
         """How many negatives each anchor has, [N] int64."""
+        if self.small:
+            return self._matrix[2].sum(1)
         here, same = self._own_label
         return self._everywhere(len(self.ref_labels) - self.matches.counts - (here & ~same).long())
 
@@ -131,23 +138,60 @@ class Comparison:
         return self.processes.sum_(count) if self.processes is not None else count
 
     @cached_property
-    def negatives(self) -> Side:
+    def _matrix(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, positives and negatives [N, M] of a small problem."""
+        same = self.labels[:, None] == self.ref_labels
+        other = torch.ones_like(same)
+        if self.own is not None:
+            other = self.own[:, None] != torch.arange(len(self.refs), device=same.device)
+        refs = self.refs.to(self.anchors.dtype)
+        with torch.set_grad_enabled(self._grad), torch.autocast(refs.device.type, enabled=False):
+            if self.normalize_refs:
+                refs = unit_rows(refs)
+            values = value_matrix(self.anchors, refs, self.kind, self.normalize)
+        return values, same & other, ~same & other
+
+    @property
+    def small(self) -> bool:
+        """Whether one matrix is as good as tiles."""
+        pairs = len(self.anchors) * len(self.refs)
+        return self.width is None and self.processes is None and pairs <= MATRIX
+
+    @cached_property
+    def negatives(self) -> Side | MatrixSide:
         """Pairs of different labels."""
+        if self.small:
+            values, _, negative = self._matrix
+            return MatrixSide(values, negative, lambda: self._negative_tiles)
+        return self._negative_tiles
+
+    @cached_property
+    def _negative_tiles(self) -> Side:
+        return self.negative_tiles()
+
+    def negative_tiles(self, rows: Tensor | None = None) -> Side:
+        """The negatives in tiles whose rows are the anchors ``rows`` [N], a permutation."""
         matches, n, m = self.matches, len(self.anchors), len(self.refs)
         width = self.width or tile_width(n, self.anchors)
         extra = self._own_of_another_label()
+        row_of = _inverse(rows) if rows is not None else None
+
+        def pairs(row: Tensor, rank: Tensor) -> HiddenPairs:
+            return HiddenPairs(row if row_of is None else row_of[row], rank, 0, m, width)
+
         if matches.anchor is None or matches.ref is None:
             assert matches.anchor_class is not None
             assert matches.ref_class is not None
             dtype = self.anchors.dtype
-            also = HiddenPairs(*_by_rank(*extra), 0, m, width) if extra is not None else None
-            hidden = HiddenClasses(matches.anchor_class.to(dtype), matches.ref_class.to(dtype), also)
+            also = pairs(*_by_rank(*extra)) if extra is not None else None
+            of_row = matches.anchor_class if rows is None else matches.anchor_class[rows]
+            hidden = HiddenClasses(of_row.to(dtype), matches.ref_class.to(dtype), also)
         else:
             row, rank = matches.anchor, matches.ref
             if extra is not None:
                 row, rank = _by_rank(torch.cat([row, extra[0]]), torch.cat([rank, extra[1]]))
-            hidden = HiddenPairs(row, rank, 0, m, width)
-        return Side(self, [Group(slice(0, n), 0, m, width, hidden, None)])
+            hidden = pairs(row, rank)
+        return Side(self, [Group(slice(0, n), 0, m, width, hidden, None)], rows)
 
     def _own_of_another_label(self) -> tuple[Tensor, Tensor] | None:
         here, same = self._own_label
@@ -157,11 +201,14 @@ class Comparison:
         return (row, self.own[row]) if len(row) else None
 
     @cached_property
-    def positives(self) -> PairList | Side:
+    def positives(self) -> PairList | Side | MatrixSide:
         """Pairs of one label without own copies: a list, or blocks of classes where the list would be long.
 
         Both have the same reductions; only the list knows its single pairs.
         """
+        if self.small:
+            values, positive, _ = self._matrix
+            return MatrixSide(values, positive, self._positive_blocks)
         return self.positive_list if self.matches.anchor is not None else self._positive_blocks()
 
     @cached_property
@@ -178,7 +225,9 @@ class Comparison:
         if self.own is not None:
             other = (ref != self.own[anchor]).nonzero()[:, 0]
             anchor, ref = anchor[other], ref[other]
-        return PairList(anchor, ref, self.values(anchor, ref), len(self.anchors), self.processes)
+        with torch.set_grad_enabled(self._grad):
+            values = self.values(anchor, ref)
+        return PairList(anchor, ref, values, len(self.anchors), self.processes)
 
     def _positive_blocks(self) -> Side:
         matches, n = self.matches, len(self.anchors)
@@ -235,12 +284,14 @@ class Side:
         beyond: Tensor | None = None,
         fn: sums.Elementwise | None = None,
         params: tuple[Tensor, ...] = (),
+        slope: sums.Elementwise | None = None,
     ) -> Tensor:
         """log Σ exp(scale * v), or log Σ exp(fn(v, *params)), [N]; -inf over nothing, with zero gradient.
 
-        ``beyond`` [N] (without gradient): only pairs with scale * v > scale * beyond.
+        ``beyond`` [N] (without gradient): only pairs with scale * v > scale * beyond. ``slope``: the derivative
+        of ``fn`` as a function of v, where it is not to be that of ``fn``, or is cheaper (then without params).
         """
-        return self._logsumexp(scale, beyond, fn, params, hardest=False)[0]
+        return self._logsumexp(scale, beyond, fn, params, hardest=False, slope=slope)[0]
 
     def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """:meth:`logsumexp`, and in the same pass the value of the largest scale * v of all pairs (not only
@@ -255,6 +306,7 @@ class Side:
         fn: sums.Elementwise | None,
         params: tuple[Tensor, ...],
         hardest: bool,
+        slope: sums.Elementwise | None = None,
     ) -> list[Tensor]:
         metric = self.pairs.metric(1.0 if fn is not None else scale)
         # exp of twice this, times as many pairs as there may be, stays in range.
@@ -263,12 +315,17 @@ class Side:
         if beyond is not None:
             params = ((beyond.detach() * scale).clamp(-0.1 * BIG, 0.1 * BIG),)
         return self._reduce(
-            sums.LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn), metric, params
+            sums.LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn, slope=slope), metric, params
         )
 
     def sum(self, fn: sums.Elementwise, *params: Tensor) -> Tensor:
         """Σ fn(v, *params) [N] of any elementwise function; params [N]."""
         return self._reduce(sums.ElementwiseSum(fn), self.pairs.metric(), params)[0]
+
+    def weighted_sum(self, weight: sums.Elementwise) -> Tensor:
+        """Σ weight(v) v [N] with the weights as constants: a loss given by the weights of its pairs."""
+        reduction = sums.ElementwiseSum(lambda v: weight(v) * v, slope=weight)
+        return self._reduce(reduction, self.pairs.metric(), [])[0]
 
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
@@ -309,8 +366,17 @@ class Side:
             )
         else:
             reduction = steps.HingeSteps(stops=stop is not None)
-        value, count, each = self._reduce(reduction, metric, [t, begin, end])
+        value, count, each = self._by_slots(t.detach() < 0.5 * BIG)._reduce(
+            reduction, metric, [t, begin, end]
+        )
         return value, count, each
+
+    def _by_slots(self, used: Tensor) -> Side:
+        """The same negatives, anchors with many positives first: then slot k of [N, K] is used by the first
+        rows alone, and a tile's pass for it is over these."""
+        if self.rows is not None:
+            return self
+        return self.pairs.negative_tiles(used.sum(1).argsort(descending=True, stable=True))
 
     def max(self) -> Tensor:
         """The largest value of each anchor [N] without gradient, -inf over nothing."""
@@ -331,7 +397,8 @@ class Side:
         ``or_smallest``: where none is below, that of the anchor's smallest scale * v (a bound of -BIG, that of
         a slot without a positive, stays without).
         """
-        value, rank = self._reduce(choose.Largest(below=True), self.pairs.metric(scale), [bounds])
+        side = self._by_slots(bounds > -BIG)
+        value, rank = side._reduce(choose.Largest(below=True), self.pairs.metric(scale), [bounds])
         ref = self._refs(rank)
         if or_smallest:
             missing = (value <= -BIG) & (bounds > -BIG)
@@ -367,8 +434,7 @@ class Side:
         job = Job(reduction, metric, self.groups, pairs.normalize_refs, pairs.processes)
         out = reduce(job, anchors, pairs.refs, params)
         if self.rows is not None:
-            back = torch.empty_like(self.rows)
-            back[self.rows] = torch.arange(len(back), device=back.device)
+            back = _inverse(self.rows)
             out = [o[back] for o in out]
         return out
 
@@ -377,6 +443,12 @@ def unit_rows(rows: Tensor) -> Tensor:
     """Rows [N, d] divided by their L2 norm; a zero row stays zero, with a finite gradient."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / torch.where(norms > 0, norms, 1)
+
+
+def _inverse(permutation: Tensor) -> Tensor:
+    inverse = torch.empty_like(permutation)
+    inverse[permutation] = torch.arange(len(inverse), device=inverse.device)
+    return inverse
 
 
 def _by_rank(row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from deepmetric.losses.streamed.dense import with_slope
 from deepmetric.losses.streamed.metric import Metric
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.sums import Elementwise
@@ -38,6 +39,9 @@ class PairList:
     def sum(self, fn: Elementwise, *params: Tensor) -> Tensor:
         return self.total(fn(self.values, *(self.at(t) for t in params)))
 
+    def weighted_sum(self, weight: Elementwise) -> Tensor:
+        return self.total(weight(self.values.detach()) * self.values)
+
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -57,8 +61,11 @@ class PairList:
         beyond: Tensor | None = None,
         fn: Elementwise | None = None,
         params: tuple[Tensor, ...] = (),
+        slope: Elementwise | None = None,
     ) -> Tensor:
         exponent = fn(self.values, *(self.at(t) for t in params)) if fn is not None else scale * self.values
+        if slope is not None:
+            exponent = with_slope(exponent, self.values, slope)
         if beyond is not None:
             exponent = torch.where(exponent > self.at(scale * beyond), exponent, -math.inf)
         shift = self._amax(exponent.detach())

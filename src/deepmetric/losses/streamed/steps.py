@@ -33,6 +33,7 @@ class HingeSteps:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t, begin = params[:2]
+        self.used = used_rows(begin < 0.5 * BIG)
         # Sums are taken of v - centre, with a centre among the thresholds, so that no digits cancel.
         real = begin < 0.5 * BIG
         centre = torch.where(real, t, 0).sum(1) / real.sum(1).clamp_min(1)
@@ -45,13 +46,13 @@ class HingeSteps:
         if begin.shape[1] >= SEARCH_FROM:
             return self._searched(v, begin, end, state)
         inside = spare(0).zero_()
-        for k in range(begin.shape[1]):
-            passed = torch.gt(v, begin[:, k : k + 1], out=spare(1))
+        for k, n in enumerate(self.used):
+            passed = torch.gt(v[:n], begin[:n, k : k + 1], out=spare(1)[:n])
             if self.stops:
-                passed.mul_(torch.lt(v, end[:, k : k + 1], out=spare(2)))
+                passed.mul_(torch.lt(v[:n], end[:n, k : k + 1], out=spare(2)[:n]))
             if state is not None:
-                state["count"][:, k].add_(passed.sum(1))
-            inside.add_(passed)
+                state["count"][:n, k].add_(passed.sum(1))
+            inside[:n].add_(passed)
         return inside
 
     def _searched(self, v: Tensor, begin: Tensor, end: Tensor, state: State | None) -> Tensor:
@@ -89,6 +90,11 @@ class HingeSteps:
         return [value, count.sum(1), count.clone()], 1.0
 
 
+def used_rows(used: Tensor) -> list[int]:
+    """For each slot [n, K] one more than the last row that uses it."""
+    return (used * torch.arange(1, len(used) + 1, device=used.device)[:, None]).amax(0).tolist()
+
+
 def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple[Tensor, Tensor | None]:
     """How many thresholds of its row each value has passed, and how many values have passed each."""
     ordered, order = thresholds.sort(dim=1)
@@ -118,6 +124,7 @@ class SoftSteps:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t = params[0]
+        self.used = used_rows(params[1] < 0.5 * BIG)
         return {"sum": like.new_zeros(rows), "slope0": torch.zeros_like(t), "count": torch.zeros_like(t)}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
@@ -132,30 +139,31 @@ class SoftSteps:
         t, begin, end = params
         odds = v.exp_() if self.product else v
         product = spare(2).fill_(1) if self.product else None
-        for k in range(t.shape[1]):
+        for k, n in enumerate(self.used):
+            threshold, row = t[:n, k : k + 1], slice(0, n)
             if product is not None:
-                term = torch.mul(odds, torch.exp(-t[:, k : k + 1]), out=spare(1)).add_(1)
+                term = torch.mul(odds[row], torch.exp(-threshold), out=spare(1)[row]).add_(1)
                 if state is not None:
-                    product.mul_(term)
+                    product[row].mul_(term)
                     if k % 8 == 7 or k == t.shape[1] - 1:  # 8 factors of at most e^8 do not overflow
                         state["sum"].add_(product.log_().sum(1))
                         product.fill_(1)
                 sigmoid = term.reciprocal_().neg_().add_(1)
             else:
-                term = torch.sub(v, t[:, k : k + 1], out=spare(1))
+                term = torch.sub(v[row], threshold, out=spare(1)[row])
                 shown = None
                 if self.intervals:
-                    shown = torch.gt(v, begin[:, k : k + 1], out=spare(2))
-                    shown.mul_(torch.lt(v, end[:, k : k + 1], out=spare(3)))
+                    shown = torch.gt(v[row], begin[row, k : k + 1], out=spare(2)[row])
+                    shown.mul_(torch.lt(v[row], end[row, k : k + 1], out=spare(3)[row]))
                 if state is not None:
                     cost = torch.nn.functional.softplus(term, threshold=40.0)
-                    state["sum"].add_((cost if shown is None else cost.mul_(shown)).sum(1))
+                    state["sum"][row].add_((cost if shown is None else cost.mul_(shown)).sum(1))
                     if shown is not None:
-                        state["count"][:, k].add_(shown.sum(1))
+                        state["count"][row, k].add_(shown.sum(1))
                 sigmoid = term.sigmoid_() if shown is None else term.sigmoid_().mul_(shown)
             if state is not None:
-                state["slope0"][:, k].sub_(sigmoid.sum(1))
-            slopes.add_(sigmoid)
+                state["slope0"][row, k].sub_(sigmoid.sum(1))
+            slopes[row].add_(sigmoid)
         return slopes
 
     def combine(self, state: State, processes: Processes) -> None:

@@ -27,10 +27,16 @@ class LogSumExp:
     differentiable = True
 
     def __init__(
-        self, *, bounded: bool, mined: bool = False, hardest: bool = False, fn: Elementwise | None = None
+        self,
+        *,
+        bounded: bool,
+        mined: bool = False,
+        hardest: bool = False,
+        fn: Elementwise | None = None,
+        slope: Elementwise | None = None,
     ):
         self.running = fn is not None or not bounded
-        self.mined, self.hardest, self.fn = mined, hardest, fn
+        self.mined, self.hardest, self.fn, self.slope = mined, hardest, fn, slope
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         state = {"sum": like.new_zeros(rows)}
@@ -45,7 +51,7 @@ class LogSumExp:
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
         slopes = None
         if self.fn is not None:
-            v, slopes = _linearised(self.fn, v, params)
+            v, slopes = _linearised(self.fn, v, params, self.slope)
         hide(v, -BIG)
         top = v.amax(1) if self.hardest or self.running else None
         if self.hardest and top is not None:
@@ -68,7 +74,7 @@ class LogSumExp:
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
         slopes = None
         if self.fn is not None:
-            v, slopes = _linearised(self.fn, v, params)
+            v, slopes = _linearised(self.fn, v, params, self.slope)
         hide(v, -BIG)
         above = torch.gt(v, params[0][:, None], out=spare(0)) if self.mined else None
         v.sub_(state.get("local", state["shift"])[:, None]).exp_()
@@ -189,15 +195,15 @@ class ElementwiseSum:
 
     differentiable = True
 
-    def __init__(self, fn: Elementwise) -> None:
-        self.fn = fn
+    def __init__(self, fn: Elementwise, slope: Elementwise | None = None) -> None:
+        self.fn, self.slope = fn, slope
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         names = ["sum", *(f"slope{k}" for k in range(len(params)))]
         return {name: like.new_zeros(rows) for name in names}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
-        f, slopes = _linearised(self.fn, v, params)
+        f, slopes = _linearised(self.fn, v, params, self.slope)
         hide(f, 0.0)
         state["sum"].add_(f.sum(1))
         shown = spare(0).fill_(1)
@@ -208,7 +214,7 @@ class ElementwiseSum:
         return by_value
 
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        _, slopes = _linearised(self.fn, v, params)
+        _, slopes = _linearised(self.fn, v, params, self.slope)
         shown = spare(0).fill_(1)
         hide(shown, 0.0)
         return slopes(shown)[0]
@@ -220,8 +226,11 @@ class ElementwiseSum:
         return [state["sum"]], 1.0
 
 
-def _linearised(fn: Elementwise, v: Tensor, params: Sequence[Tensor]):
+def _linearised(fn: Elementwise, v: Tensor, params: Sequence[Tensor], slope: Elementwise | None):
     """fn(v, *t) as a tile of its own, and the map from an upstream tile to slopes for v and each t [n]."""
+    if slope is not None:
+        given = slope(v)
+        return fn(v), lambda upstream: [given * upstream]
     v = v.detach().requires_grad_()
     rows = [t.detach()[:, None].requires_grad_() for t in params]
     with torch.enable_grad():
