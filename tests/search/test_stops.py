@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from deepmetric.search import Index
+from deepmetric.search import Index, embed_to_file, read_embeddings
 from deepmetric.search import atomic as atomic_module
 from deepmetric.search import folder as folder_module
 
@@ -133,7 +134,7 @@ def test_kill_9_while_an_index_is_being_replaced(tmp_path: Path) -> None:
     rows = 3000
     script = f"""
         import itertools, numpy as np
-        from deepmetric.search import Index
+        from deepmetric.search import Index, embed_to_file, read_embeddings
         x = np.random.default_rng(0).normal(size=({rows}, 64))
         both = [Index.build(x[:n], [f"{{n}}-{{i}}" for i in range(n)], [n] * n) for n in ({rows // 2}, {rows})]
         both[0].save({str(folder)!r})
@@ -157,44 +158,40 @@ def test_kill_9_while_an_index_is_being_replaced(tmp_path: Path) -> None:
     assert len(list(folder.iterdir())) == 3
 
 
-EMBED = """
-    import sys, time, numpy as np, torch
-    torch.set_num_threads(1)
-    from deepmetric.data import open_dataset
+def model_of_seed_0():
     from deepmetric.models import EmbeddingModel
-    from deepmetric.search import embed_to_file
-    data = open_dataset({images!r})
-    torch.manual_seed({seed})
-    model = EmbeddingModel(backbone_args=dict(blocks=2, width=8), size=16, embedding_dim=8)
-    print("go", flush=True)
-    if {slow}:
-        real = model.forward
-        model.forward = lambda x: (time.sleep(0.05), real(x))[1]
-    embed_to_file(model, data, {file!r}, shard_size=10, batch_size=5)
-"""
+
+    torch.manual_seed(0)
+    return EmbeddingModel(backbone_args={"blocks": 2, "width": 8}, size=16, embedding_dim=8)
 
 
 def test_kill_9_while_embedding(image_folder: Path, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
+    from deepmetric.data import open_dataset
 
-    def script(file: str, slow: bool) -> str:
-        return textwrap.dedent(EMBED).format(
-            images=str(image_folder), seed=0, file=str(tmp_path / file), slow=slow
-        )
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", script("whole", False)], check=True, env=environment)
-
-    parts = tmp_path / "stopped.parts"
-    done: list[dict[str, float]] = []
+    file, parts = tmp_path / "stopped.parquet", tmp_path / "stopped.parquet.parts"
+    script = f"""
+        import time, torch
+        from deepmetric.data import open_dataset
+        from deepmetric.models import EmbeddingModel
+        from deepmetric.search import embed_to_file
+        torch.manual_seed(0)
+        model = EmbeddingModel(backbone_args=dict(blocks=2, width=8), size=16, embedding_dim=8)
+        real = model.forward
+        model.forward = lambda x: (time.sleep(0.02), real(x))[1]
+        print("go", flush=True)
+        embed_to_file(model, open_dataset({str(image_folder)!r}), {str(file)!r}, shard_size=10, batch_size=5)
+    """
+    done: list[dict[str, int]] = []
     for number in (3, 9):
-        run_until_killed(
-            script("stopped", True), lambda n=number: len(list(parts.glob("shard-*.parquet"))) >= n
-        )
-        assert not (tmp_path / "stopped").exists()
+        run_until_killed(script, lambda n=number: len(list(parts.glob("shard-*.parquet"))) >= n)
+        assert not file.exists()
         done.append({shard.name: shard.stat().st_mtime_ns for shard in parts.glob("shard-*.parquet")})
     assert 3 <= len(done[0]) < len(done[1]) < 24
     assert done[0].items() <= done[1].items()  # finished shards were not made again
-    subprocess.run([sys.executable, "-c", script("stopped", False)], check=True, env=environment)
-    assert pq.read_table(tmp_path / "stopped").equals(pq.read_table(tmp_path / "whole"))
+
+    model, data = model_of_seed_0(), open_dataset(image_folder)
+    embed_to_file(model, data, file, shard_size=10, batch_size=5)
+    got = read_embeddings(file)
+    np.testing.assert_allclose(got.embeddings, model.embed(data), atol=1e-6)
+    assert got.ids == data.ids
     assert not parts.exists()
