@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 
 from deepmetric.data import Dataset, make_loader
 from deepmetric.errors import InputError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def embed_dataset(
@@ -20,7 +24,7 @@ def embed_dataset(
     batch_size: int = 64,
     workers: int = 0,
     device: str | torch.device | None = None,
-    progress: bool = False,
+    progress: bool | tqdm[Any] = False,
 ) -> np.ndarray:
     """Embeddings of all items in order, float32 ``[N, d]``.
 
@@ -31,28 +35,43 @@ def embed_dataset(
     Args:
         workers: processes that read and resize images; 0: threads of this process, as in ``model.embed``.
         device: where to compute; None: where the model is.
-        progress: a progress bar on stderr.
+        progress: a progress bar on stderr, or one to be moved on by the number of items.
 
     Raises:
         InputError: no items, or images that cannot be read or do not make a batch.
     """
     if not len(dataset):
         raise InputError("There is nothing to embed: the data set has no items.")
-    embed = getattr(model, "embed", None)
-    if workers == 0 and embed is not None:
-        return embed(dataset, batch_size=batch_size, device=device, progress=progress)
     from tqdm import tqdm
 
+    rows: list[np.ndarray] = []
+    with ExitStack() as stack:
+        if isinstance(progress, bool):
+            bar = tqdm(total=len(dataset), desc="embedding", unit="image", disable=not progress)
+            progress = stack.enter_context(bar)
+        for part in _parts(model, dataset, batch_size, workers, device):
+            rows.append(part)
+            progress.update(len(part))
+    return np.concatenate(rows)
+
+
+def _parts(
+    model: nn.Module, dataset: Dataset, batch_size: int, workers: int, device: str | torch.device | None
+) -> Iterator[np.ndarray]:
+    embed = getattr(model, "embed", None)
+    if workers == 0 and embed is not None:
+        # Some batches a call: it reads ahead inside a call only, and the bar moves on between calls.
+        step = 4 * max(1, batch_size)
+        for start in range(0, len(dataset), step):
+            items = dataset.subset(np.arange(start, min(start + step, len(dataset))))
+            yield embed(items, batch_size=batch_size, device=device)
+        return
     preprocessing = getattr(model, "preprocessing", None)
     if preprocessing is not None:
         dataset = dataset.with_transform(preprocessing.transform())
-    rows: list[np.ndarray] = []
-    bar = tqdm(total=len(dataset), desc="embedding", unit="image", disable=not progress)
-    with bar, _evaluating(model, device) as target, torch.inference_mode():
+    with _evaluating(model, device) as target, torch.inference_mode():
         for images, _, _ in make_loader(dataset, batch_size=batch_size, workers=workers):
-            rows.append(model(images.to(target)).float().cpu().numpy())
-            bar.update(len(images))
-    return np.concatenate(rows)
+            yield model(images.to(target)).float().cpu().numpy()
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -118,10 +118,11 @@ def embed_shards(
                 bar.update(len(items))
                 bar.initial = bar.n  # so that the speed shown is that of this call
                 continue
-            rows = embed_dataset(model, items, batch_size=batch_size, workers=workers, device=device)
+            rows = embed_dataset(
+                model, items, batch_size=batch_size, workers=workers, device=device, progress=bar
+            )
             table = _table(rows, items)
             write_atomically(shard, lambda path, table=table: pq.write_table(table, path))
-            bar.update(len(items))
     return shards
 
 
