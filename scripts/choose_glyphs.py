@@ -13,6 +13,7 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ FAMILIES = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 LIMIT = 0.87
 AGREEMENT = 0.5
 SIDE = 32
-SHIFT = 2  # of SIDE, to each side
+SHIFTS = (-2, 0, 2)  # of SIDE
+VARIANTS = list(product((1, 3), (0.7, 1.0, 1.4), (-0.3, 0.0, 0.3)))  # stroke weight, stretch, slant
+AS_DRAWN = [(1, 1.0, 0.0)]
 TEMPLATE = '''"""The {count} characters of the glyphs data set.
 
 Made by scripts/choose_glyphs.py, which says how they were chosen.
@@ -65,22 +68,32 @@ def candidates() -> list[int]:
     return sorted(usable, key=lambda c: (-families[c], c))
 
 
-def correlation(outlines: Sequence[np.ndarray]) -> Tensor:
-    """Largest correlation over small shifts of each two drawings: float32 [N, N], symmetric."""
+def correlation(outlines: Sequence[np.ndarray], variants: Sequence[tuple[int, float, float]]) -> Tensor:
+    """Largest correlation of each two drawings when one is emboldened, stretched, slanted or moved a little.
+
+    These are what the data set's instances vary by themselves, so none of them may be all that tells two classes apart.
+
+    Returns:
+        float32 [N, N], symmetric.
+    """
     shapes = F.avg_pool2d(torch.from_numpy(np.stack(outlines)).float()[:, None], 2)
-    tap = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
-    shapes = F.conv2d(shapes, (tap[:, None] * tap)[None, None], padding=2)
     still = _features(shapes)
     best = torch.full((len(outlines), len(outlines)), -1.0)
-    for down in range(-SHIFT, SHIFT + 1):
-        for right in range(-SHIFT, SHIFT + 1):
-            moved = _features(torch.roll(shapes, (down, right), (2, 3)))
-            torch.maximum(best, still @ moved.T, out=best)
+    for weight, stretch, slant in variants:
+        bold = F.max_pool2d(shapes, weight, 1, weight // 2)
+        # The area is kept: a stretch by s is one of sqrt(s) across and 1 / sqrt(s) down.
+        matrix = torch.tensor([[stretch**-0.5, slant, 0.0], [0.0, stretch**0.5, 0.0]])
+        grid = F.affine_grid(matrix.expand(len(shapes), 2, 3), list(shapes.shape), align_corners=False)
+        varied = F.grid_sample(bold, grid, align_corners=False)
+        for down, right in product(SHIFTS, SHIFTS):
+            torch.maximum(best, still @ _features(torch.roll(varied, (down, right), (2, 3))).T, out=best)
     return torch.maximum(best, best.T)
 
 
 def _features(shapes: Tensor) -> Tensor:
-    flat = F.avg_pool2d(shapes, 2).flatten(1)
+    tap = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    blurred = F.conv2d(shapes, (tap[:, None] * tap)[None, None], padding=2)
+    flat = F.avg_pool2d(blurred, 2).flatten(1)
     return F.normalize(flat - flat.mean(1, keepdim=True))
 
 
@@ -89,7 +102,7 @@ def similarity(codepoints: Sequence[int]) -> Tensor:
     largest = torch.full((len(codepoints), len(codepoints)), -1.0)
     for face in FAMILIES:
         there = [i for i, c in enumerate(codepoints) if c in characters_of(face)]
-        near = correlation([drawn(face, codepoints[i]) for i in there])
+        near = correlation([drawn(face, codepoints[i]) for i in there], VARIANTS)
         rows = torch.tensor(there)
         largest[rows[:, None], rows] = torch.maximum(largest[rows[:, None], rows], near)
     return largest
@@ -101,7 +114,7 @@ def agreement(codepoint: int) -> float:
     outlines = [outline(face, codepoint, 2 * SIDE) for face in faces]
     if any(one is None for one in outlines):
         return 0.0
-    near = correlation([one for one in outlines if one is not None])
+    near = correlation([one for one in outlines if one is not None], AS_DRAWN)
     near.fill_diagonal_(float("nan"))
     return float(near.nanmedian(1).values.min())
 

@@ -37,22 +37,30 @@ class FolderFiles:
         images: list[str] = []
         folders: list[str] = []
 
-        def visit(folder: str, ancestors: tuple[str, ...]) -> None:
-            real = os.path.realpath(self.root / folder)
-            if real in ancestors:  # a link back to a folder above
-                return
-            for entry in os.scandir(self.root / folder):
+        def visit(folder: str, above: tuple[str, ...]) -> None:
+            if folder:
+                folders.append(folder)
+            for entry in self._entries(folder):
                 if _hidden(entry.name):
                     continue
                 name = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    folders.append(name)
-                    visit(name, (*ancestors, real))
-                elif is_image(entry.name):
-                    images.append(name)
+                if not entry.is_dir():
+                    if is_image(name):
+                        images.append(name)
+                elif (
+                    real := os.path.realpath(entry.path)
+                ) not in above:  # else a link back to a folder above
+                    visit(name, (*above, real))
 
-        visit("", ())
+        visit("", (os.path.realpath(self.root),))
         return Listing(images, folders)
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                return list(entries)
+        except OSError as error:
+            raise InputError(f"cannot list the folder {self.root / folder}: {error.strerror}") from error
 
     def path(self, name: str) -> str:
         return str(self.root / name)

@@ -102,7 +102,7 @@ def manner(codepoint: int, instance: int, size: int, seed: int) -> Manner:
     rng = np.random.default_rng([seed, codepoint, instance])
     faces = [face for face in FACES if codepoint in characters_of(face)]
     face = faces[int(rng.random() * len(faces))]
-    scale_x, scale_y = rng.uniform(0.85, 1.35) * np.exp(rng.uniform(-0.2, 0.2, 2))
+    scale_x, scale_y = rng.uniform(0.85, 1.35) * np.exp(rng.uniform(-0.15, 0.15, 2))
     angle, slant = rng.uniform(-0.25, 0.25), rng.uniform(-0.35, 0.35)
     shift = rng.uniform(-0.15, 0.15, 2)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])

@@ -25,9 +25,9 @@ class GlyphsDataset(Dataset):
     """Characters from the fonts inside matplotlib: one class a character, no download.
 
     Instances of a character differ by font face, size, slant, rotation, stroke weight, elastic deformation, contrast
-    and noise. The characters were chosen by ``scripts/choose_glyphs.py`` so that no two have nearly the same shape. Made
-    in seconds at first use, then kept in the cache folder (``$DEEPMETRIC_CACHE``, ``$XDG_CACHE_HOME/deepmetric`` or
-    ``~/.cache/deepmetric``).
+    and noise. The characters were chosen by ``scripts/choose_glyphs.py`` so that no two have nearly the same shape.
+    Made in seconds at first use, then kept in the cache folder (``$DEEPMETRIC_CACHE``, ``$XDG_CACHE_HOME/deepmetric``
+    or ``~/.cache/deepmetric``).
 
     Ids are ``U+0416/07``: code point and instance. Images are grey, as three equal channels.
 

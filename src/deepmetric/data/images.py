@@ -74,8 +74,11 @@ def decode(source: bytes | str | Path, path: str = "") -> Tensor:
 
 
 def _plain_jpeg(source: bytes) -> Tensor | None:
-    """RGB and grey JPEG by libjpeg-turbo; None for the rest (CMYK, broken), which PIL converts or explains."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+    """RGB and grey JPEG by torchvision; None for the rest (CMYK, broken), which PIL converts or explains."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:  # announced by torchvision 0.29 for a later release
+        return None
 
     buffer = torch.from_numpy(np.frombuffer(source, dtype=np.uint8).copy())
     try:
@@ -98,7 +101,7 @@ def _any_format(source: bytes) -> Tensor:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image)
     pixels = np.array(image.convert("RGB"))  # (H, W, 3)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # the layout in memory in which v2 resizes fastest
 
 
 def _upright(file: Image.Image) -> Image.Image:

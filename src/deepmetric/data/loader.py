@@ -127,7 +127,7 @@ class _Fetch:
                     "such as a resize and a crop"
                 )
         return Batch(
-            torch.stack([item.image for item in items]),
+            torch.stack([item.image for item in items]).contiguous(),
             torch.tensor([item.label for item in items], dtype=torch.int64),
             torch.tensor([item.index for item in items], dtype=torch.int64),
         )
