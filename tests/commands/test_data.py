@@ -32,7 +32,7 @@ def test_check(source: Path, capsys):
     assert main(["data", "check", str(source)]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "train: 3 items, 2 classes",
-        "test: 2 items, 1 classes",
+        "test: 2 items, 1 class",
         "no class is in two splits",
     ]
 
@@ -42,8 +42,8 @@ def test_check_fails_when_splits_share_classes(source: Path, capsys):
     Image.new("RGB", (2, 2)).save(source / "test/a/9.png")
     assert main(["data", "check", str(source)]) == 1
     captured = capsys.readouterr()
-    assert "train and test share 1 classes: a" in captured.out
-    assert captured.err.startswith("error: train and test share 1 classes, 'a' among them")
+    assert "train and test share 1 class: a" in captured.out
+    assert captured.err.startswith("error: train and test share the class 'a', so test")
 
 
 def test_check_of_nothing(tmp_path: Path, capsys):

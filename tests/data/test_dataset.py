@@ -87,15 +87,15 @@ def test_query_and_gallery_are_one_set_unless_told():
     apart = make(is_query=np.array([1, 1, 1, 1, 0]), is_gallery=np.array([1, 1, 1, 0, 1]))
     assert apart.split("test").is_query.tolist() == [True, False]
     assert apart.split("test").is_gallery.tolist() == [False, True]
-    assert "test: 2 items, 1 classes, 1 queries, 1 in the gallery" in apart.describe()
+    assert "test: 2 items, 1 class, 1 query, 1 in the gallery" in apart.describe()
 
 
 def test_disjoint_splits():
     assert make().shared_classes() == {}
     assert make().describe().splitlines() == [
         "train: 2 items, 2 classes",
-        "val: 1 items, 1 classes",
-        "test: 2 items, 1 classes",
+        "val: 1 item, 1 class",
+        "test: 2 items, 1 class",
         "no class is in two splits",
     ]
 
@@ -103,7 +103,7 @@ def test_disjoint_splits():
 def test_shared_classes_are_named():
     leaky = make(labels=(0, 1, 1, 3, 0))
     assert leaky.shared_classes() == {("train", "val"): ["class 1"], ("train", "test"): ["class 0"]}
-    assert "train and test share 1 classes: class 0" in leaky.describe()
+    assert "train and test share 1 class: class 0" in leaky.describe()
     assert "no class is in two splits" not in leaky.describe()
 
 

@@ -43,8 +43,9 @@ def _check(args: Namespace) -> int:
     print(dataset.describe())
     shared = dataset.shared_classes()
     for (a, b), names in shared.items():
+        more = f", and {len(names) - 1:,} more" if len(names) > 1 else ""
         print(
-            f"error: {a} and {b} share {len(names):,} classes, {names[0]!r} among them, so {b} does not "
+            f"error: {a} and {b} share the class {names[0]!r}{more}, so {b} does not "
             f"measure classes that {a} never saw. Move all items of a class into one split",
             file=sys.stderr,
         )

@@ -129,21 +129,26 @@ class Dataset(torch.utils.data.Dataset[Item]):
         lines = []
         for name in self._split_names():
             chosen = self.splits == name
-            line = f"{name}: {chosen.sum():,} items, {len(np.unique(self.labels[chosen])):,} classes"
+            classes = len(np.unique(self.labels[chosen]))
+            line = f"{name}: {_many(int(chosen.sum()), 'item')}, {_many(classes, 'class', 'classes')}"
             query, gallery = self.is_query[chosen], self.is_gallery[chosen]
             if not (query.all() and gallery.all()):
-                line += f", {query.sum():,} queries, {gallery.sum():,} in the gallery"
+                line += f", {_many(int(query.sum()), 'query', 'queries')}, {gallery.sum():,} in the gallery"
             lines.append(line)
         shared = self.shared_classes()
         for (a, b), names in shared.items():
             some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            lines.append(f"{a} and {b} share {len(names):,} classes: {some}")
+            lines.append(f"{a} and {b} share {_many(len(names), 'class', 'classes')}: {some}")
         if not shared and len(lines) > 1:
             lines.append("no class is in two splits")
         if self.skipped:
-            lines.append(f"{len(self.skipped):,} unreadable files left out")
+            lines.append(f"{_many(len(self.skipped), 'unreadable file')} left out")
         return "\n".join(lines)
 
     def _split_names(self) -> list[str]:
         there = set(np.unique(self.splits).tolist())
         return [name for name in SPLITS if name in there]
+
+
+def _many(number: int, one: str, more: str = "") -> str:
+    return f"{number:,} {one if number == 1 else more or one + 's'}"
