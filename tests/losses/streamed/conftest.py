@@ -47,6 +47,9 @@ class Dense:
         apart = squared > 1e-14
         return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
+    def negative_sum(self) -> Tensor:
+        return self.negatives.sum(lambda v: v)
+
     def chosen(self, ref: Tensor) -> tuple[Tensor, Tensor]:
         flat = ref.view(len(ref), -1)
         value = self.value.gather(1, flat.clamp_min(0)).view(ref.shape) if self.value.numel() else ref * 0.0
@@ -60,7 +63,7 @@ class DenseSide:
     def total(self, cost: Tensor) -> Tensor:
         return torch.where(self.mask, cost, 0).sum(1)
 
-    def sum(self, fn, *params):
+    def sum(self, fn, *params, slope=None):  # a slope, where one is given, is to be the derivative
         return self.total(fn(self.value, *(t[:, None] for t in params)))
 
     def hinge_sum(self, threshold, *, above, squared=False):

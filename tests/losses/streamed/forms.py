@@ -193,7 +193,7 @@ def tuplet(c, s=64.0, b=0.1):
 
 def intra_pair(c, e=0.01):
     mp = over(c.positives.sum(lambda s: s), c.positive_count)
-    mn = over(c.negatives.sum(lambda s: s), c.negative_count)
+    mn = over(c.negative_sum(), c.negative_count)
     n = len(c.anchors)
     p, pc = c.positives.hinge_sum((1 - e) * mp.expand(n), above=False, squared=True)
     q, qc = c.negatives.hinge_sum((1 + e) * mn.expand(n), above=True, squared=True)
@@ -225,7 +225,10 @@ def ranked_list(c, m=0.4, T=5.0, alpha=1.2, Tp=0.0, lam=0.5):  # distance
     with torch.no_grad():
         w0 = c.negatives.sum(w) + n
         r = c.negatives.sum(lambda d: w(d) * h(d)) / w0
-    ln = c.negatives.sum(lambda d, r, z: w(d) * (h(d) - r) / z, r, w0)
+    # The gradient of a quotient of two sums is that of one sum, once both are known.
+    ln = c.negatives.sum(
+        lambda d, r, z: w(d) * (h(d) - r) / z, r, w0, slope=lambda d, r, z: -w(d) * (T * (h(d) - r) + 1) / z
+    )
     ln = ln - ln.detach() + r
     b = alpha - m
     wp = lambda d: torch.exp(Tp * (d - b)) * (d > b)

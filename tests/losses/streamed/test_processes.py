@@ -18,7 +18,7 @@ spec = importlib.util.spec_from_file_location("forms", sys.argv[1])
 forms = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(forms)
 NAMES = ["contrastive cosine", "contrastive linear", "triplet hard", "triplet all", "triplet semi-hard",
-         "triplet band soft",         "lifted general", "lifted Deep_Metric",
+         "triplet band soft", "intra-pair variance",         "lifted general", "lifted Deep_Metric",
          "binomial", "margin", "NCA", "multi-similarity", "multi-similarity, steep", "NT-Xent", "SupCon",
          "circle", "tuplet margin", "general pair weighting"]
 N = [5, 4, 7]  # anchors of each process: unequal on purpose

@@ -172,7 +172,8 @@ class Comparison:
     def negative_tiles(self, rows: Tensor | None = None) -> Side:
         """The negatives in tiles whose rows are the anchors ``rows`` [N], a permutation."""
         matches, n, m = self.matches, len(self.anchors), len(self.refs)
-        width = self.width or tile_width(n, self.anchors)
+        # With a pass for every slot there is more to do in a tile than to fetch it.
+        width = self.width or tile_width(n, self.anchors) * (1 if rows is None else 2)
         extra = self._own_of_another_label()
         row_of = _inverse(rows) if rows is not None else None
 
@@ -244,7 +245,8 @@ class Comparison:
         groups = []
         for c in range(number):
             r0, r1, lo, hi = row_edges[c], row_edges[c + 1], rank_edges[c], rank_edges[c + 1]
-            width = self.width or tile_width(r1 - r0, self.anchors)
+            # Gathered rows must stay in the cache until they are multiplied.
+            width = self.width or min(tile_width(r1 - r0, self.anchors), 2048)
             row = rank = rows.new_zeros(0)
             if self.own is not None and hi > lo:
                 own = self.own[rows[r0:r1]]
@@ -254,6 +256,20 @@ class Comparison:
             hidden = HiddenPairs(row, rank, lo, hi, width)
             groups.append(Group(slice(r0, r1), lo, hi, width, hidden, order))
         return Side(self, groups, rows)
+
+    def negative_sum(self) -> Tensor:
+        """Σ of the negatives' values [N] with gradient, for dot products: the anchor times a sum of rows."""
+        if self.kind != "dot":
+            raise ValueError("only dot products are linear in the references")
+        total = self.anchors.new_zeros(self.anchors.shape[1])
+        for rows in self.refs.split(8192):
+            rows = rows.to(total.dtype)
+            total = total + (unit_rows(rows) if self.normalize_refs else rows).sum(0)
+        every = self.anchors @ total
+        if self.processes is not None:
+            every = self.processes.sum(every)
+        own = self.chosen(self.own)[0] if self.own is not None else 0
+        return every - self.positives.sum(lambda v: v) - own
 
     def values(self, anchor: Tensor, ref: Tensor) -> Tensor:
         """Values of listed pairs [P], with gradient."""
@@ -318,14 +334,17 @@ class Side:
             sums.LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn, slope=slope), metric, params
         )
 
-    def sum(self, fn: sums.Elementwise, *params: Tensor) -> Tensor:
-        """Σ fn(v, *params) [N] of any elementwise function; params [N]."""
-        return self._reduce(sums.ElementwiseSum(fn), self.pairs.metric(), params)[0]
+    def sum(self, fn: sums.Elementwise, *params: Tensor, slope: sums.Elementwise | None = None) -> Tensor:
+        """Σ fn(v, *params) [N] of any elementwise function; params [N].
+
+        ``slope``: the derivative of ``fn`` by v as a function of the same arguments, where it is not to be that
+        of ``fn``, or is cheaper; params are then constants.
+        """
+        return self._reduce(sums.ElementwiseSum(fn, slope), self.pairs.metric(), params)[0]
 
     def weighted_sum(self, weight: sums.Elementwise) -> Tensor:
         """Σ weight(v) v [N] with the weights as constants: a loss given by the weights of its pairs."""
-        reduction = sums.ElementwiseSum(lambda v: weight(v) * v, slope=weight)
-        return self._reduce(reduction, self.pairs.metric(), [])[0]
+        return self._reduce(sums.WeightedSum(weight), self.pairs.metric(), [])[0]
 
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False

@@ -53,8 +53,10 @@ class MatrixSide:
         keys = (scale * self.values.detach()).masked_fill(~self.mask, -math.inf)
         return torch.cat([keys, keys.new_full((len(keys), 1), -math.inf)], 1)
 
-    def sum(self, fn: Elementwise, *params: Tensor) -> Tensor:
-        return self._total(fn(self.values, *(t[:, None] for t in params)))
+    def sum(self, fn: Elementwise, *params: Tensor, slope: Elementwise | None = None) -> Tensor:
+        beside = [t[:, None] for t in params]
+        value = fn(self.values, *beside)
+        return self._total(value if slope is None else with_slope(value, self.values, slope, *beside))
 
     def weighted_sum(self, weight: Elementwise) -> Tensor:
         return self._total(weight(self.values.detach()) * self.values)
@@ -117,7 +119,7 @@ class MatrixSide:
         return self.tiled().sample(log_weight, draws, generator)
 
 
-def with_slope(value: Tensor, at: Tensor, slope: Elementwise) -> Tensor:
-    """``value`` with the derivative ``slope(at)`` with respect to ``at``, whatever its own."""
+def with_slope(value: Tensor, at: Tensor, slope: Elementwise, *params: Tensor) -> Tensor:
+    """``value`` with the derivative ``slope(at, *params)`` with respect to ``at``, whatever its own."""
     at_now = at.detach()
-    return value.detach() + slope(at_now).detach() * (at - at_now)
+    return value.detach() + slope(at_now, *params).detach() * (at - at_now)

@@ -36,8 +36,10 @@ class PairList:
         out = per_pair.new_zeros(self.anchors).index_add(0, self.anchor, per_pair)
         return self.processes.sum(out) if self.processes is not None else out
 
-    def sum(self, fn: Elementwise, *params: Tensor) -> Tensor:
-        return self.total(fn(self.values, *(self.at(t) for t in params)))
+    def sum(self, fn: Elementwise, *params: Tensor, slope: Elementwise | None = None) -> Tensor:
+        beside = [self.at(t) for t in params]
+        value = fn(self.values, *beside)
+        return self.total(value if slope is None else with_slope(value, self.values, slope, *beside))
 
     def weighted_sum(self, weight: Elementwise) -> Tensor:
         return self.total(weight(self.values.detach()) * self.values)

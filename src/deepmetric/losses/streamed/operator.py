@@ -68,6 +68,7 @@ class _Reduce(torch.autograd.Function):
     def forward(ctx: Any, anchors: Tensor, refs: Tensor, job: Job, *params: Tensor) -> tuple[Tensor, ...]:
         need_x, need_refs = ctx.needs_input_grad[:2]
         grad = job.reduction.differentiable and any(ctx.needs_input_grad)
+        job.reduction.wanted = grad
         # A single tile keeps its weights instead of a second pass. Only where references take gradients:
         # otherwise nothing of the reference set may be saved, a memory is overwritten before backward.
         keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single
@@ -120,7 +121,7 @@ def _load(
     job: Job, group: Group, refs: Tensor, lo: int, hi: int, dtype: torch.dtype, buffers: Buffers | None = None
 ) -> Tensor:
     """The references of a tile, converted and normalised as the job wants them."""
-    rows = refs[lo:hi] if group.order is None else refs[group.order[lo:hi]]
+    rows = refs[lo:hi] if group.order is None else refs.index_select(0, group.order[lo:hi])
     rows = rows.to(dtype)
     if job.normalize_refs:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

@@ -134,10 +134,14 @@ class SoftSteps:
         return self._tile(None, v, params, hide, spare)
 
     def _tile(self, state: State | None, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        hide(v, -BIG)
         slopes = spare(0).zero_()
         t, begin, end = params
-        odds = v.exp_() if self.product else v
+        odds = v
+        if self.product:
+            odds = v.exp_()
+            hide(odds, 0.0)
+        else:
+            hide(v, -BIG)
         product = spare(2).fill_(1) if self.product else None
         for k, n in enumerate(self.used):
             threshold, row = t[:n, k : k + 1], slice(0, n)
@@ -148,7 +152,11 @@ class SoftSteps:
                     if k % 8 == 7 or k == t.shape[1] - 1:  # 8 factors of at most e^8 do not overflow
                         state["sum"].add_(product.log_().sum(1))
                         product.fill_(1)
-                sigmoid = term.reciprocal_().neg_().add_(1)
+                # 1 - sigmoid, which is 1 at hidden pairs; the ones are added below.
+                rest = term.reciprocal_()
+                slopes[row].sub_(rest)
+                if state is not None:
+                    state["slope0"][row, k].add_(rest.sum(1)).sub_(v.shape[1])
             else:
                 term = torch.sub(v[row], threshold, out=spare(1)[row])
                 shown = None
@@ -161,9 +169,11 @@ class SoftSteps:
                     if shown is not None:
                         state["count"][row, k].add_(shown.sum(1))
                 sigmoid = term.sigmoid_() if shown is None else term.sigmoid_().mul_(shown)
-            if state is not None:
-                state["slope0"][row, k].sub_(sigmoid.sum(1))
-            slopes[row].add_(sigmoid)
+                if state is not None:
+                    state["slope0"][row, k].sub_(sigmoid.sum(1))
+                slopes[row].add_(sigmoid)
+        if product is not None:
+            slopes.add_((begin < 0.5 * BIG).sum(1, keepdim=True))
         return slopes
 
     def combine(self, state: State, processes: Processes) -> None:

@@ -52,7 +52,8 @@ class LogSumExp:
         slopes = None
         if self.fn is not None:
             v, slopes = _linearised(self.fn, v, params, self.slope)
-        hide(v, -BIG)
+        if self.hides_first:
+            hide(v, -BIG)
         top = v.amax(1) if self.hardest or self.running else None
         if self.hardest and top is not None:
             torch.maximum(state["hardest"], top, out=state["hardest"])
@@ -65,21 +66,35 @@ class LogSumExp:
                 state[f"slope{k}"].mul_(rescale)
             state["shift"], state["rescale"] = shift, rescale
             v.sub_(shift[:, None])
-        v.exp_()
-        if above is not None:
-            v.mul_(above)
+        self._exp(v, above, hide)
         state["sum"].add_(v.sum(1))
         return self._weights(v, slopes, state)
+
+    @property
+    def hides_first(self) -> bool:
+        return self.hardest or self.running or self.mined
+
+    def _exp(self, v: Tensor, above: Tensor | None, hide: Hide) -> None:
+        # An exponential that underflows takes 20 times as long as another: they are cut off where they no
+        # longer count. A few hidden ones in a tile are not felt.
+        if self.running or (hide.many and self.hides_first):
+            v.clamp_min_(0.9 * math.log(torch.finfo(v.dtype).tiny))
+        v.exp_()
+        if above is not None:
+            v.mul_(above)  # of the hidden pairs none is above
+        else:
+            hide(v, 0.0)
 
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
         slopes = None
         if self.fn is not None:
             v, slopes = _linearised(self.fn, v, params, self.slope)
-        hide(v, -BIG)
+        if self.hides_first:
+            hide(v, -BIG)
         above = torch.gt(v, params[0][:, None], out=spare(0)) if self.mined else None
-        v.sub_(state.get("local", state["shift"])[:, None]).exp_()
-        if above is not None:
-            v.mul_(above)
+        if self.running:
+            v.sub_(state.get("local", state["shift"])[:, None])
+        self._exp(v, above, hide)
         return self._weights(v, slopes, None)
 
     def _weights(self, p: Tensor, slopes, state: State | None) -> Tensor:
@@ -168,17 +183,20 @@ class SoftplusSum:
         return {"sum": like.new_zeros(rows), "slope0": like.new_zeros(rows)}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
-        hide(v, -BIG)
         v.sub_(params[0][:, None])
         # The identity beyond `threshold`, where the difference is below 1e-17.
-        state["sum"].add_(torch.nn.functional.softplus(v, threshold=40.0).sum(1))
+        cost = torch.nn.functional.softplus(v, threshold=40.0)
+        hide(cost, 0.0)
+        state["sum"].add_(cost.sum(1))
         v.sigmoid_()
+        hide(v, 0.0)
         state["slope0"].sub_(v.sum(1))
         return v
 
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        hide(v, -BIG)
-        return v.sub_(params[0][:, None]).sigmoid_()
+        v.sub_(params[0][:, None]).sigmoid_()
+        hide(v, 0.0)
+        return v
 
     def combine(self, state: State, processes: Processes) -> None:
         state["sum"] = processes.sum_(state["sum"])
@@ -195,6 +213,8 @@ class ElementwiseSum:
 
     differentiable = True
 
+    wanted = True  # whether anybody needs the weights
+
     def __init__(self, fn: Elementwise, slope: Elementwise | None = None) -> None:
         self.fn, self.slope = fn, slope
 
@@ -202,10 +222,14 @@ class ElementwiseSum:
         names = ["sum", *(f"slope{k}" for k in range(len(params)))]
         return {name: like.new_zeros(rows) for name in names}
 
-    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
+    def tile(
+        self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int
+    ) -> Tensor | None:
         f, slopes = _linearised(self.fn, v, params, self.slope)
         hide(f, 0.0)
         state["sum"].add_(f.sum(1))
+        if not self.wanted:
+            return None
         shown = spare(0).fill_(1)
         hide(shown, 0.0)
         by_value, *by_param = slopes(shown)
@@ -226,11 +250,40 @@ class ElementwiseSum:
         return [state["sum"]], 1.0
 
 
+class WeightedSum:
+    """Σ weight(v) v with the weights as constants, the surrogate of General Pair Weighting."""
+
+    differentiable = True
+
+    def __init__(self, weight: Elementwise) -> None:
+        self.weight = weight
+
+    def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
+        return {"sum": like.new_zeros(rows)}
+
+    def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
+        weight = self.replay(state, v, params, hide, spare)
+        state["sum"].add_(v.mul_(weight).sum(1))
+        return weight
+
+    def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
+        weight = spare(0).copy_(self.weight(v))
+        hide(weight, 0.0)
+        return weight
+
+    def combine(self, state: State, processes: Processes) -> None:
+        state["sum"] = processes.sum_(state["sum"])
+
+    def finish(self, state: State) -> tuple[list[Tensor], float]:
+        return [state["sum"]], 1.0
+
+
 def _linearised(fn: Elementwise, v: Tensor, params: Sequence[Tensor], slope: Elementwise | None):
     """fn(v, *t) as a tile of its own, and the map from an upstream tile to slopes for v and each t [n]."""
     if slope is not None:
-        given = slope(v)
-        return fn(v), lambda upstream: [given * upstream]
+        fixed = [t[:, None] for t in params]
+        value, given = fn(v, *fixed), slope(v, *fixed)
+        return value, lambda upstream: [given * upstream, *(torch.zeros_like(t) for t in params)]
     v = v.detach().requires_grad_()
     rows = [t.detach()[:, None].requires_grad_() for t in params]
     with torch.enable_grad():

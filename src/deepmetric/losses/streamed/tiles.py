@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -12,13 +12,19 @@ from torch import Tensor
 # on a CPU these are 4 to 12 times as fast as `where` and `masked_fill` with a boolean mask.
 BIG = 1e30
 
-Hide = Callable[[Tensor, float], None]  # puts a value, 0 or +-BIG, at the hidden pairs of a tile
+
+class Hide(Protocol):
+    """Puts a value, 0 or +-BIG, at the hidden pairs of a tile."""
+
+    many: bool  # whether so many that slow arithmetic on their values would be felt
+
+    def __call__(self, tile: Tensor, value: float) -> None: ...
 
 
 class Hidden(Protocol):
     """The pairs that a reduction must not see."""
 
-    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide: ...
+    def of_tile(self, lo: int, hi: int, spare: Tensor) -> Hide: ...
 
 
 class HiddenPairs:
@@ -36,15 +42,9 @@ class HiddenPairs:
             self.bounds = torch.searchsorted(rank, edges).tolist()
         self.start, self.width = start, width
 
-    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide:
+    def of_tile(self, lo: int, hi: int, spare: Tensor) -> Hide:
         at = (lo - self.start) // self.width
-        flat = self.flat[self.bounds[at] : self.bounds[at + 1]]
-
-        def hide(tile: Tensor, value: float) -> None:
-            if len(flat):
-                tile.view(-1).index_fill_(0, flat, value)
-
-        return hide
+        return _HidePairs(self.flat[self.bounds[at] : self.bounds[at + 1]])
 
 
 class HiddenClasses:
@@ -55,20 +55,35 @@ class HiddenClasses:
         self.cols = col_class  # [M] float
         self.also = also  # own copies that carry another label
 
-    def of_tile(self, lo: int, hi: int, spare: Tensor | None) -> Hide:
-        assert spare is not None
+    def of_tile(self, lo: int, hi: int, spare: Tensor) -> Hide:
         same = torch.eq(self.rows, self.cols[lo:hi], out=spare)
-        also = self.also.of_tile(lo, hi, None) if self.also is not None else None
+        return _HideClasses(same, self.also.of_tile(lo, hi, spare) if self.also is not None else None)
 
-        def hide(tile: Tensor, value: float) -> None:
-            if value:
-                tile.add_(same, alpha=value)
-            else:
-                tile.addcmul_(tile, same, value=-1)
-            if also is not None:
-                also(tile, value)
 
-        return hide
+class _HidePairs:
+    many = False
+
+    def __init__(self, flat: Tensor) -> None:
+        self.flat = flat
+
+    def __call__(self, tile: Tensor, value: float) -> None:
+        if len(self.flat):
+            tile.view(-1).index_fill_(0, self.flat, value)
+
+
+class _HideClasses:
+    many = True
+
+    def __init__(self, same: Tensor, also: Hide | None) -> None:
+        self.same, self.also = same, also
+
+    def __call__(self, tile: Tensor, value: float) -> None:
+        if value:
+            tile.add_(self.same, alpha=value)
+        else:
+            tile.addcmul_(tile, self.same, value=-1)
+        if self.also is not None:
+            self.also(tile, value)
 
 
 class Group(NamedTuple):

@@ -1,0 +1,220 @@
+"""Times every pair loss against the two bare matrix products of its shapes, measured in the same run.
+
+    python benchmarks/pair_losses.py [--threads 2] [--rounds 7] [--only multi-similarity]
+
+Forward and backward together, the best of several interleaved rounds. "products" is `(x @ m.T) @ m` as one would
+write it; "tiled" the same two products tile by tile into one buffer, the floor of any streamed form. The losses
+are the forms of tests/losses/streamed/forms.py. PML is compared with if it is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from deepmetric.losses.streamed import Comparison
+
+FORMS = Path(__file__).parents[1] / "tests" / "losses" / "streamed" / "forms.py"
+MANY = 11318  # classes of Stanford Online Products, the usual task of a large memory
+
+
+def load_forms():
+    spec = importlib.util.spec_from_file_location("forms", FORMS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def best_of(rounds: int, tasks: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Least seconds of each task; the tasks take turns, so that they meet the same noise."""
+    best = dict.fromkeys(tasks, float("inf"))
+    for task in tasks.values():
+        task()
+    for _ in range(rounds):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def problem(n: int, m: int, d: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Anchors in groups of four of one class (where there are many classes), and a memory of unit rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = normalize(torch.randn(n, d, generator=generator))
+    memory = normalize(torch.randn(m, d, generator=generator))
+    labels = torch.randint(classes, (n // 4,), generator=generator).repeat_interleave(4)
+    return x, labels, memory, torch.randint(classes, (m,), generator=generator)
+
+
+def products(x: Tensor, memory: Tensor, width: int | None = None) -> Callable[[], object]:
+    if width is None:
+        return lambda: (x @ memory.t()) @ memory
+    tile, total = torch.empty(len(x), width), torch.zeros_like(x)
+
+    def tiled() -> None:
+        for lo in range(0, len(memory), width):
+            torch.mm(x, memory[lo : lo + width].t(), out=tile)
+            total.addmm_(tile, memory[lo : lo + width])
+
+    return tiled
+
+
+def step(form, x: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor) -> Callable[[], object]:
+    kind, unit, loss = form
+
+    def run() -> None:
+        leaf = x.clone().requires_grad_()
+        pairs = Comparison(leaf, labels, memory, memory_labels, None, kind=kind, normalize=unit)
+        loss(pairs).backward()
+
+    return run
+
+
+def against_memory(forms, rounds: int, only: str | None) -> None:
+    for classes in (MANY, 10):
+        x, labels, memory, memory_labels = problem(256, 65536, 128, classes)
+        positives = float((labels[:, None] == memory_labels).sum() / len(labels))
+        print(f"\n256 x 65,536 x 128, {classes} classes, {positives:.1f} positives an anchor")
+        print(f"{'loss':34}{'ms':>8}{'x products':>12}{'x tiled':>9}")
+        names = (
+            forms.FORMS
+            if classes == MANY
+            else ("multi-similarity", "contrastive cosine", "binomial", "NT-Xent")
+        )
+        for name in names:
+            if name in {"lifted", "margin"} or (only and only not in name):
+                continue
+            run = step(forms.FORMS[name], x, labels, memory, memory_labels)
+            tasks = {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
+            best = best_of(rounds, tasks)
+            ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
+            print(f"{name:34}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
+
+
+def by_memory_size(forms, rounds: int) -> None:
+    print("\nmulti-similarity, 256 anchors x memory x 128: microseconds an entry")
+    for m in (4096, 16384, 65536, 262144, 1048576):
+        x, labels, memory, memory_labels = problem(256, m, 128, MANY)
+        run = step(forms.FORMS["multi-similarity"], x, labels, memory, memory_labels)
+        best = best_of(
+            rounds, {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
+        )
+        each = {name: seconds / m * 1e6 for name, seconds in best.items()}
+        print(f"{m:9,}" + "".join(f"  {name} {each[name]:.3f}" for name in each), flush=True)
+
+
+def small_batch(forms, rounds: int) -> None:
+    """112 x 112 without a memory, beside the dense forms of the losses."""
+    from deepmetric.losses import ContrastiveLoss, MultiSimilarityLoss, TripletLoss
+
+    x, labels, *_ = problem(112, 4, 128, MANY)
+    own = torch.arange(len(x))
+    print("\n112 x 112 x 128, no memory: ms")
+    for name, dense in (
+        ("multi-similarity", MultiSimilarityLoss()),
+        ("contrastive cosine", ContrastiveLoss()),
+        ("triplet all", TripletLoss(mining="all")),
+        ("triplet semi-hard", TripletLoss(mining="semihard")),
+    ):
+        kind, unit, loss = forms.FORMS[name]
+
+        def streamed(kind=kind, unit=unit, loss=loss) -> None:
+            leaf = x.clone().requires_grad_()
+            loss(Comparison(leaf, labels, leaf, labels, own, kind=kind, normalize=unit)).backward()
+
+        def plain(dense=dense) -> None:
+            dense(x.clone().requires_grad_(), labels).backward()
+
+        best = best_of(20 * rounds, {"streamed": streamed, "dense class": plain})
+        print(f"{name:34}" + "".join(f"  {k} {v * 1e3:.2f}" for k, v in best.items()), flush=True)
+
+
+def pml(forms, rounds: int) -> None:
+    try:
+        from pytorch_metric_learning import losses, miners
+    except ImportError:
+        print("\nPML is not installed: no comparison")
+        return
+    x, labels, memory, memory_labels = problem(256, 65536, 128, MANY)
+    miner, loss = (
+        miners.MultiSimilarityMiner(epsilon=0.1),
+        losses.MultiSimilarityLoss(alpha=2, beta=50, base=0.5),
+    )
+
+    def theirs() -> None:
+        leaf = x.clone().requires_grad_()
+        mined = miner(leaf, labels, memory, memory_labels)
+        loss(leaf, labels, mined, ref_emb=memory, ref_labels=memory_labels).backward()
+
+    ours = step(forms.FORMS["multi-similarity"], x, labels, memory, memory_labels)
+    best = best_of(max(rounds // 3, 1), {"streamed": ours, "PML": theirs})
+    print(
+        f"\nmulti-similarity with mining, 256 x 65,536: PML {best['PML'] / best['streamed']:.0f} x our time"
+    )
+
+
+def peak_memory(name: str, classes: int) -> float:
+    """MiB that the high-water mark of a step at full size lies above what the process held before it (Linux)."""
+    forms = load_forms()
+    x, labels, memory, memory_labels = problem(256, 65536, 128, classes)
+    step(forms.FORMS[name], x, labels, memory[:2048], memory_labels[:2048])()
+    Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is held now
+    before = _status("VmRSS")
+    step(forms.FORMS[name], x, labels, memory, memory_labels)()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", help="losses whose name contains this")
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.peak:
+        print(f"{peak_memory(arguments.peak[0], int(arguments.peak[1])):.1f}")
+        return
+    forms = load_forms()
+    print(f"torch {torch.__version__}, {arguments.threads} threads, best of {arguments.rounds}")
+    against_memory(forms, arguments.rounds, arguments.only)
+    if arguments.only:
+        return
+    print("\nextra peak memory of a step, 256 x 65,536 x 128, MiB")
+    for name in ("multi-similarity", "contrastive cosine", "triplet all", "NT-Xent"):
+        for classes in (MANY, 10) if name != "triplet all" else (MANY,):
+            command = [
+                sys.executable,
+                __file__,
+                "--threads",
+                str(arguments.threads),
+                "--peak",
+                name,
+                str(classes),
+            ]
+            out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            print(f"{name:24}{classes:7} classes {out:>8}", flush=True)
+    by_memory_size(forms, max(arguments.rounds // 2, 2))
+    small_batch(forms, arguments.rounds)
+    pml(forms, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
