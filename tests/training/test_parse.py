@@ -155,3 +155,17 @@ def test_every_shipped_pair_of_data_and_system_builds_its_parts():
                 make()
     for name, path in names.items():
         assert path.read_text(encoding="utf8").startswith("# "), name
+
+
+def test_dump_keeps_numbers_that_torchvision_annotates_as_abstract(recipe_file, tmp_path):
+    """`degrees` is a numbers.Number to torchvision, which jsonargparse cannot write."""
+    other = tmp_path / "other.yaml"
+    transform = "torchvision.transforms.v2.RandomAffine"
+    other.write_text(
+        f"augmentation: [{{class_path: {transform}, init_args: {{degrees: 15, scale: [0.8, 1.2]}}}}]"
+    )
+    parser = recipe_parser()
+    _, values = parse_recipe(["--config", str(recipe_file), "--config", str(other)], parser)
+    arguments = yaml.safe_load(dump_recipe(parser, values))["augmentation"][0]["init_args"]
+    assert arguments["degrees"] == 15
+    assert arguments["scale"] == [0.8, 1.2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
+import warnings
 from argparse import ArgumentError
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -51,7 +52,11 @@ def parse_recipe(arguments: list[str], parser: ArgumentParser | None = None) -> 
 
 def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
     """The resolved recipe as YAML: every setting, defaults included, paths of the data made absolute."""
-    resolved = yaml.safe_load(parser.dump(values))
+    with warnings.catch_warnings():
+        # It cannot write a number where the annotation is an abstract one; `_exact` puts the number back.
+        warnings.filterwarnings("ignore", message=r"\s*Unable to serialize")
+        dumped = yaml.safe_load(parser.dump(values))
+    resolved = _exact(values.as_dict(), dumped)
     recipe = {field.name: resolved.get(field.name) for field in fields(Recipe)}
     arguments = (recipe["data"] or {}).get("init_args") or {}
     for key, value in arguments.items():
@@ -59,6 +64,15 @@ def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
         if isinstance(value, str) and Path(value).exists():
             arguments[key] = str(Path(value).resolve())
     return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def _exact(value: Any, dumped: Any) -> Any:
+    """``value`` where it is plain data, else what the parser wrote of it."""
+    if isinstance(value, dict) and isinstance(dumped, dict):
+        return {key: _exact(value.get(key), item) for key, item in dumped.items()}
+    if isinstance(value, (list, tuple)) and isinstance(dumped, list) and len(value) == len(dumped):
+        return [_exact(one, other) for one, other in zip(value, dumped)]
+    return value if isinstance(value, (bool, int, float)) else dumped
 
 
 def _explain(message: str, arguments: list[str]) -> str:
