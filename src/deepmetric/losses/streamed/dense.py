@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed.metric import Kind
+from deepmetric.losses.streamed.tiles import BIG
 
 if TYPE_CHECKING:
     from deepmetric.losses.streamed.listed import PairList
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Pairs up to which the matrix is as fast as tiles; 256 x 256.
 MATRIX = 2**16
+# Pairs of a positive and a negative up to which they are all written out.
+TRIPLETS = 2**18
 
 
 def value_matrix(x: Tensor, refs: Tensor, kind: Kind, unit: bool) -> Tensor:
@@ -96,8 +99,34 @@ class MatrixSide:
     def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.logsumexp(scale, beyond=beyond), self._keys(scale).amax(1) / scale
 
-    def hinge_over_positives(self, positives: PairList, threshold: Tensor, **how: Any):
-        return self.tiled().hinge_over_positives(positives, threshold, **how)
+    def hinge_over_positives(
+        self,
+        positives: PairList,
+        threshold: Tensor,
+        *,
+        scale: float = 1.0,
+        start: Tensor | None = None,
+        stop: Tensor | None = None,
+        soft: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if len(threshold) * self.values.shape[1] > TRIPLETS:
+            tiled = self.tiled()
+            return tiled.hinge_over_positives(
+                positives, threshold, scale=scale, start=start, stop=stop, soft=soft
+            )
+        near = (scale * self.values)[positives.anchor]  # [P, M]
+        excess = near - threshold[:, None]
+        counted = self.mask[positives.anchor]
+        if start is not None:
+            counted = counted & (near > start[:, None])
+        elif not soft:
+            counted = counted & (excess > 0)
+        if stop is not None:
+            counted = counted & (near < stop[:, None])
+        cost = torch.nn.functional.softplus(excess, threshold=40.0) if soft else excess
+        each = counted.sum(1).to(near.dtype)
+        total = positives.total(torch.where(counted, cost, 0).sum(1))
+        return total, positives.total(each), positives.padded(each, 0.0)
 
     def max(self) -> Tensor:
         return self._keys(1.0).amax(1)
@@ -110,7 +139,14 @@ class MatrixSide:
         return torch.where(value > -math.inf, ref, -1)
 
     def argmax_below(self, bounds: Tensor, scale: float = 1.0, *, or_smallest: bool = False) -> Tensor:
-        return self.tiled().argmax_below(bounds, scale, or_smallest=or_smallest)
+        if bounds.numel() * self.values.shape[1] > TRIPLETS:
+            return self.tiled().argmax_below(bounds, scale, or_smallest=or_smallest)
+        keys = self._keys(scale)[:, None, :]  # [N, 1, M + 1]
+        value, ref = torch.where(keys < bounds[:, :, None], keys, -math.inf).max(2)
+        ref = torch.where(value > -math.inf, ref, -1)
+        if or_smallest:
+            ref = torch.where((ref < 0) & (bounds > -BIG), self.argmax(-scale)[:, None], ref)
+        return ref
 
     def topk(self, k: int, scale: float = 1.0) -> Tensor:
         return self.tiled().topk(k, scale)
