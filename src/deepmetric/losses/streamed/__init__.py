@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from deepmetric.losses.streamed.comparison import Comparison, Side
+from deepmetric.losses.streamed.comparison import Comparison
 from deepmetric.losses.streamed.listed import PairList
 from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.side import Side
 
 __all__ = ["Comparison", "PairList", "Processes", "Side"]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from deepmetric.losses.streamed import choose, steps, sums
 from deepmetric.losses.streamed.dense import MATRIX, MatrixSide, value_matrix
 from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
-from deepmetric.losses.streamed.operator import Job, reduce
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.tiles import BIG, Group, HiddenClasses, HiddenPairs, tile_width
+from deepmetric.losses.streamed.side import Side, inverse
+from deepmetric.losses.streamed.tiles import Group, HiddenClasses, HiddenPairs, tile_width
 
 # More pairs of one label than this, and their reductions run over dense blocks, one class at a time.
 LISTED = 2**18
@@ -175,7 +171,7 @@ class Comparison:
         # With a pass for every slot there is more to do in a tile than to fetch it.
         width = self.width or tile_width(n, self.anchors) * (1 if rows is None else 2)
         extra = self._own_of_another_label()
-        row_of = _inverse(rows) if rows is not None else None
+        row_of = inverse(rows) if rows is not None else None
 
         def pairs(row: Tensor, rank: Tensor) -> HiddenPairs:
             return HiddenPairs(row if row_of is None else row_of[row], rank, 0, m, width)
@@ -286,195 +282,12 @@ class Comparison:
         return self.processes.sum(out), self.processes.max_(found.to(torch.uint8)).bool()
 
 
-class Side:
-    """The negatives, or the positives in blocks: reductions that stream over tiles."""
-
-    def __init__(self, pairs: Comparison, groups: list[Group], rows: Tensor | None = None) -> None:
-        self.pairs, self.groups = pairs, groups
-        self.rows = rows  # [N] the anchor of each row of the groups; None: as they come
-
-    def logsumexp(
-        self,
-        scale: float = 1.0,
-        *,
-        beyond: Tensor | None = None,
-        fn: sums.Elementwise | None = None,
-        params: tuple[Tensor, ...] = (),
-        slope: sums.Elementwise | None = None,
-    ) -> Tensor:
-        """log Σ exp(scale * v), or log Σ exp(fn(v, *params)), [N]; -inf over nothing, with zero gradient.
-
-        ``beyond`` [N] (without gradient): only pairs with scale * v > scale * beyond. ``slope``: the derivative
-        of ``fn`` as a function of v, where it is not to be that of ``fn``, or is cheaper (then without params).
-        """
-        return self._logsumexp(scale, beyond, fn, params, hardest=False, slope=slope)[0]
-
-    def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """:meth:`logsumexp`, and in the same pass the value of the largest scale * v of all pairs (not only
-        those beyond), without gradient; infinite of that sign over nothing."""
-        value, hardest = self._logsumexp(scale, beyond, None, (), hardest=True)
-        return value, _finite_or_inf(hardest) / scale
-
-    def _logsumexp(
-        self,
-        scale: float,
-        beyond: Tensor | None,
-        fn: sums.Elementwise | None,
-        params: tuple[Tensor, ...],
-        hardest: bool,
-        slope: sums.Elementwise | None = None,
-    ) -> list[Tensor]:
-        metric = self.pairs.metric(1.0 if fn is not None else scale)
-        # exp of twice this, times as many pairs as there may be, stays in range.
-        bounded = metric.bound() <= (60 if self.pairs.anchors.dtype == torch.float32 else 500)
-        mined = beyond is not None
-        if beyond is not None:
-            params = ((beyond.detach() * scale).clamp(-0.1 * BIG, 0.1 * BIG),)
-        return self._reduce(
-            sums.LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn, slope=slope), metric, params
-        )
-
-    def sum(self, fn: sums.Elementwise, *params: Tensor, slope: sums.Elementwise | None = None) -> Tensor:
-        """Σ fn(v, *params) [N] of any elementwise function; params [N].
-
-        ``slope``: the derivative of ``fn`` by v as a function of the same arguments, where it is not to be that
-        of ``fn``, or is cheaper; params are then constants.
-        """
-        return self._reduce(sums.ElementwiseSum(fn, slope), self.pairs.metric(), params)[0]
-
-    def weighted_sum(self, weight: sums.Elementwise) -> Tensor:
-        """Σ weight(v) v [N] with the weights as constants: a loss given by the weights of its pairs."""
-        return self._reduce(sums.WeightedSum(weight), self.pairs.metric(), [])[0]
-
-    def hinge_sum(
-        self, threshold: Tensor | float, *, above: bool, squared: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Σ [v - t]₊ (``above``) or Σ [t - v]₊, or of their squares, [N], and how many are positive."""
-        reduction = sums.HingeSum(above=above, squared=squared, count=True)
-        value, count = self._reduce(reduction, self.pairs.metric(), [self._param(threshold)])
-        return value, count
-
-    def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
-        """Σ log(1 + exp(scale (v - shift))) [N]."""
-        return self._reduce(sums.SoftplusSum(), self.pairs.metric(scale), [scale * self._param(shift)])[0]
-
-    def hinge_over_positives(
-        self,
-        positives: PairList,
-        threshold: Tensor,
-        *,
-        scale: float = 1.0,
-        start: Tensor | None = None,
-        stop: Tensor | None = None,
-        soft: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Σ [scale * v - t]₊, or of its softplus, over all pairs of a positive and a negative of the anchor.
-
-        ``threshold``, ``start``, ``stop``: [P], beside the pairs of ``positives``, in units of scale * v; only
-        negatives with start < scale * v < stop count (without them: all with a positive hinge, or all). Only
-        ``threshold`` has a gradient. Returns the sum [N], how many counted [N], and how many for each positive
-        [N, K].
-        """
-        t = positives.padded(threshold, BIG)
-        begin = t.detach() if start is None else positives.padded(start.detach(), BIG)
-        end = torch.zeros_like(t).detach() if stop is None else positives.padded(stop.detach(), -BIG)
-        metric = self.pairs.metric(scale)
-        if soft:
-            reduction: Any = steps.SoftSteps(
-                intervals=start is not None or stop is not None, bounded=metric.bound() <= 4
-            )
-        else:
-            reduction = steps.HingeSteps(stops=stop is not None)
-        value, count, each = self._by_slots(t.detach() < 0.5 * BIG)._reduce(
-            reduction, metric, [t, begin, end]
-        )
-        return value, count, each
-
-    def _by_slots(self, used: Tensor) -> Side:
-        """The same negatives, anchors with many positives first: then slot k of [N, K] is used by the first
-        rows alone, and a tile's pass for it is over these."""
-        if self.rows is not None:
-            return self
-        return self.pairs.negative_tiles(used.sum(1).argsort(descending=True, stable=True))
-
-    def max(self) -> Tensor:
-        """The largest value of each anchor [N] without gradient, -inf over nothing."""
-        return _finite_or_inf(self._reduce(choose.Extreme(), self.pairs.metric(), [])[0])
-
-    def min(self) -> Tensor:
-        """The smallest value of each anchor [N] without gradient, inf over nothing."""
-        return -_finite_or_inf(self._reduce(choose.Extreme(), self.pairs.metric(-1.0), [])[0])
-
-    def argmax(self, scale: float = 1.0) -> Tensor:
-        """The reference of the largest scale * v of each anchor [N] int64, -1 for none; over several processes
-        it is with one of them, -1 with the others. So with all that choose references."""
-        return self._refs(self._reduce(choose.Largest(), self.pairs.metric(scale), [])[1])
-
-    def argmax_below(self, bounds: Tensor, scale: float = 1.0, *, or_smallest: bool = False) -> Tensor:
-        """For each bound [N, K] the reference of the largest scale * v below it, [N, K] int64, -1 for none.
-
-        ``or_smallest``: where none is below, that of the anchor's smallest scale * v (a bound of -BIG, that of
-        a slot without a positive, stays without).
-        """
-        side = self._by_slots(bounds > -BIG)
-        value, rank = side._reduce(choose.Largest(below=True), self.pairs.metric(scale), [bounds])
-        ref = self._refs(rank)
-        if or_smallest:
-            missing = (value <= -BIG) & (bounds > -BIG)
-            if missing.any():
-                ref = torch.where(missing, self.argmax(-scale)[:, None], ref)
-        return ref
-
-    def topk(self, k: int, scale: float = 1.0) -> Tensor:
-        """The references of the k largest scale * v of each anchor [N, k], -1 where there are fewer."""
-        return self._refs(self._reduce(choose.TopK(k), self.pairs.metric(scale), [])[1])
-
-    def sample(
-        self, log_weight: sums.Elementwise, draws: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """References [N, draws] drawn with replacement, weighted by exp(log_weight(v)); -1 without weights."""
-        reduction = choose.Sample(log_weight, draws, generator)
-        return self._refs(self._reduce(reduction, self.pairs.metric(), [])[0])
-
-    def _refs(self, ranks: Tensor) -> Tensor:
-        order = self.groups[0].order if self.groups else None
-        return ranks if order is None else torch.where(ranks >= 0, order[ranks.clamp_min(0)], -1)
-
-    def _param(self, t: Tensor | float) -> Tensor:
-        if isinstance(t, Tensor) and t.ndim:
-            return t
-        return torch.as_tensor(t).to(self.pairs.anchors).expand(len(self.pairs.anchors))
-
-    def _reduce(self, reduction: Any, metric: Metric, params: Sequence[Tensor]) -> list[Tensor]:
-        pairs, anchors = self.pairs, self.pairs.anchors
-        params = [p.to(anchors.dtype) for p in params]
-        if self.rows is not None:
-            anchors, params = anchors[self.rows], [p[self.rows] for p in params]
-        job = Job(reduction, metric, self.groups, pairs.normalize_refs, pairs.processes)
-        out = reduce(job, anchors, pairs.refs, params)
-        if self.rows is not None:
-            back = _inverse(self.rows)
-            out = [o[back] for o in out]
-        return out
-
-
 def unit_rows(rows: Tensor) -> Tensor:
     """Rows [N, d] divided by their L2 norm; a zero row stays zero, with a finite gradient."""
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     return rows / torch.where(norms > 0, norms, 1)
 
 
-def _inverse(permutation: Tensor) -> Tensor:
-    inverse = torch.empty_like(permutation)
-    inverse[permutation] = torch.arange(len(inverse), device=inverse.device)
-    return inverse
-
-
 def _by_rank(row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     order = rank.argsort(stable=True)
     return row[order], rank[order]
-
-
-def _finite_or_inf(value: Tensor) -> Tensor:
-    """-BIG, what an empty maximum leaves, as -inf."""
-    return torch.where(value > -0.05 * BIG, value, -math.inf)
