@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from deepmetric import atomic as atomic_module
 from deepmetric.search import Index, embed_to_file, read_embeddings
-from deepmetric.search import atomic as atomic_module
 from deepmetric.search import folder as folder_module
 
 

@@ -168,7 +168,7 @@ def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from deepmetric.search.atomic import write_atomically
+    from deepmetric.atomic import write_atomically
 
     queries = [i for i in range(len(items)) if items.is_query[i]]
     table = pa.table(

@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
+from deepmetric.atomic import write_atomically
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation.embed import embed_dataset
-from deepmetric.search.atomic import write_atomically
 
 SHARD_SIZE = 1024
 _DIFFERENCES = {"model": "another model", "items": "other items", "shard_size": "another shard size"}

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deepmetric.atomic import sync, sync_tree, write_atomically
 from deepmetric.errors import InputError, did_you_mean
-from deepmetric.search.atomic import sync, sync_tree, write_atomically
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -1,34 +1,20 @@
-"""Checkpoints that are whole or absent: written beside, flushed to the disk, then renamed."""
+"""Checkpoints that are whole or absent."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from deepmetric.atomic import write_atomically
 from deepmetric.errors import InputError
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let ``write`` fill a file that appears at ``path`` only once it is complete and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write ``state`` (tensors, numbers, strings, containers of these) to ``path`` atomically."""
-    write_atomically(path, lambda file: torch.save(state, file))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda beside: torch.save(state, beside))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from deepmetric.training.checkpoint import write_atomically
+from deepmetric.atomic import write_atomically
 
 
 class MetricsLog:
@@ -31,7 +31,7 @@ class MetricsLog:
             kept = [
                 line for line in file.read_bytes().splitlines(keepends=True) if _is_older(line, first_step)
             ]
-            write_atomically(file, lambda out: out.writelines(kept))
+            write_atomically(file, lambda beside: beside.write_bytes(b"".join(kept)))
         self._file = file.open("a", encoding="utf8")
         self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 

@@ -9,12 +9,14 @@ from pathlib import Path
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``; it takes that name once it is complete and on the disk."""
-    temporary = path.with_name(
-        f".{path.name}.tmp"
-    )  # one name, so that the next try replaces what a kill left
-    write(temporary)
-    sync(temporary)
-    os.replace(temporary, path)
+    # one name, so that the next try replaces what a kill left
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync(path.parent)
 
 
