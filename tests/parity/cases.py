@@ -28,6 +28,7 @@ class Case:
         self.labels = torch.tensor(fields["labels"])
         self.ref_embeddings = self._leaf("ref_embeddings")
         self.ref_labels = torch.tensor(fields["ref_labels"]) if "ref_labels" in fields else None
+        self.beta = self._leaf("beta")
         self.self_in_ref = torch.tensor(fields["self_in_ref"]) if "self_in_ref" in fields else None
         self.as_given = False  # whether our loss took the rows without normalising them
 
@@ -54,7 +55,7 @@ class Case:
         return self.fields if self.fields["status"] == "ok" else self.fields["suggested"]
 
     def expected_gradient(self, name: str) -> Tensor | None:
-        """The gradient for "embeddings" or "ref" that our loss must give, None if none is recorded.
+        """The gradient for "embeddings", "ref" or "beta" that our loss must give, None if none is recorded.
 
         Where the peer takes unit rows as given and ours divides by the norm, the tangential part is left.
         """
@@ -62,7 +63,7 @@ class Case:
         if self.expected.get(field) is None:
             return None
         gradient = torch.tensor(self.expected[field], dtype=torch.float64)
-        if self.as_given or self.fields["normalization"].startswith("inside"):
+        if name == "beta" or self.as_given or self.fields["normalization"].startswith("inside"):
             return gradient
         if f"{field}_tangent" in self.expected:
             return torch.tensor(self.expected[f"{field}_tangent"], dtype=torch.float64)
