@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deepmetric.losses import CrossBatchMemory, PairLoss
+
 _SHARED = Path(os.environ.get("DEEPMETRIC_SHARED", Path(__file__).parents[3] / "shared"))
 FOLDER = Path(os.environ.get("GOLDEN_DIR", _SHARED / "golden"))
 
@@ -48,6 +50,29 @@ class Case:
         if self.ref_embeddings is None:
             return loss(self.embeddings, self.labels)
         return loss(self.embeddings, self.labels, self.ref_embeddings, self.ref_labels, self.self_in_ref)
+
+    def through_memory(self, loss: PairLoss) -> Tensor:
+        """The loss after the recorded batches went through our memory, which must hold what the peer's held."""
+        assert self.ref_embeddings is not None
+        assert self.ref_labels is not None
+        memory = CrossBatchMemory(
+            loss, self.embeddings.shape[1], self["memory_size"], batch_weight=0.0
+        ).double()
+        losses = [
+            memory(
+                torch.tensor(batch["embeddings"], dtype=torch.float64), torch.tensor(batch["labels"])
+            ).item()
+            for batch in self.fields["previous_batches"]
+        ]
+        if "previous_losses" in self.fields:
+            wanted = torch.tensor(self.fields["previous_losses"], dtype=torch.float64)
+            torch.testing.assert_close(
+                torch.tensor(losses, dtype=torch.float64), wanted, rtol=1e-9, atol=1e-11
+            )
+        value = memory(self.embeddings, self.labels)
+        assert torch.equal(memory.embeddings, self.ref_embeddings)
+        assert torch.equal(memory.labels, self.ref_labels)
+        return value
 
     @property
     def expected(self) -> dict[str, Any]:

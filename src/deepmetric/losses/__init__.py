@@ -6,29 +6,47 @@ Every pair loss is called as ``loss(embeddings, labels)``, or against a referenc
 
 from __future__ import annotations
 
+from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
+from deepmetric.losses.circle import CircleLoss
 from deepmetric.losses.contrastive import ContrastiveLoss
+from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
+from deepmetric.losses.intra_pair_variance import IntraPairVarianceLoss
 from deepmetric.losses.lifted import LiftedStructureLoss
 from deepmetric.losses.margin import MarginLoss
 from deepmetric.losses.memory import CrossBatchMemory
 from deepmetric.losses.multi_similarity import MultiSimilarityLoss
 from deepmetric.losses.nca import NCALoss
+from deepmetric.losses.npairs import NPairsLoss
+from deepmetric.losses.ntxent import NTXentLoss
+from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
+from deepmetric.losses.supcon import SupConLoss
 from deepmetric.losses.triplet import TripletLoss
+from deepmetric.losses.tuplet_margin import TupletMarginLoss
 
 __all__ = [
+    "AngularLoss",
     "BinomialDevianceLoss",
+    "CircleLoss",
     "ContrastiveLoss",
     "CrossBatchMemory",
+    "GeneralPairWeighting",
     "HardMiningLoss",
+    "IntraPairVarianceLoss",
     "LiftedStructureLoss",
     "MarginLoss",
     "MultiSimilarityLoss",
     "NCALoss",
+    "NPairsLoss",
+    "NTXentLoss",
     "PairLoss",
+    "RankedListLoss",
+    "SupConLoss",
     "TripletLoss",
+    "TupletMarginLoss",
     "distance_log_weight",
     "distance_weighted_sampling",
 ]
