@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -45,3 +48,14 @@ def awkward_batch(request: pytest.FixtureRequest, random_batch: Callable[..., Ba
         "equal rows": lambda: (torch.ones(6, 4, dtype=torch.float64), torch.arange(6) % 2),
     }
     return changed[request.param]()
+
+
+@pytest.fixture(scope="session")
+def dense_losses() -> ModuleType:
+    """The module dense.py of this folder (tests are no package, so it cannot be imported by name)."""
+    spec = importlib.util.spec_from_file_location("dense_losses", Path(__file__).with_name("dense.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from deepmetric.errors import InputError, did_you_mean
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.pairs import Pairs, cosine, pairs_of, root, squared_distances
+from deepmetric.losses.streamed import Comparison
+from deepmetric.losses.streamed.metric import Kind
 
 Form = Literal["cosine", "cosine_hinge", "distance", "squared_distance", "hadsell"]
 Reduction = Literal["anchors", "nonzero", "mean"]
+
+_KINDS: dict[str, Kind] = {
+    "cosine": "dot",
+    "cosine_hinge": "dot",
+    "distance": "distance",
+    "squared_distance": "squared",
+    "hadsell": "distance",
+}
 
 
 class ContrastiveLoss(PairLoss):
@@ -80,34 +88,24 @@ class ContrastiveLoss(PairLoss):
         self.reduction = reduction
 
     def of_batch(self, batch: Batch) -> Tensor:
-        positive_cost, negative_cost = self._costs(batch)
-        pairs: Pairs = pairs_of(batch)
-        positive_cost = torch.where(pairs.positive, positive_cost, 0)
-        negative_cost = torch.where(pairs.negative, negative_cost, 0)
-        if self.reduction == "anchors":
-            return (positive_cost + negative_cost).sum() / max(len(batch.anchors), 1)
-        if self.reduction == "nonzero":
-            pairs = Pairs(positive_cost > 0, negative_cost > 0)
-        return positive_cost.sum() / pairs.positive.sum().clamp_min(
-            1
-        ) + negative_cost.sum() / pairs.negative.sum().clamp_min(1)
-
-    def _costs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What every pair would cost as a positive and as a negative, both [N, M]."""
+        pairs = Comparison(*batch, kind=_KINDS[self.form])
         low, high = self.positive_margin, self.negative_margin
+        by_cosine, squared = pairs.kind == "dot", self.form == "hadsell"
+        positive, positives_paying = pairs.positives.hinge_sum(low, above=not by_cosine, squared=squared)
+        negative, negatives_paying = pairs.negatives.hinge_sum(high, above=by_cosine, squared=squared)
         if self.form == "cosine":
-            similarity = cosine(batch)
-            return (low - similarity).relu(), torch.where(similarity > high, similarity, 0)
-        if self.form == "cosine_hinge":
-            similarity = cosine(batch)
-            return (low - similarity).relu(), (similarity - high).relu()
-        distance, _ = squared_distances(batch)
-        if self.form == "squared_distance":
-            return (distance - low).relu(), (high - distance).relu()
-        distance = root(distance)
-        if self.form == "distance":
-            return (distance - low).relu(), (high - distance).relu()
-        return (distance - low).relu().square() / 2, (high - distance).relu().square() / 2
+            negative = negative + high * negatives_paying
+            if high < 0 and self.reduction == "nonzero":
+                _, negatives_paying = pairs.negatives.hinge_sum(0.0, above=True)
+        if squared:
+            positive, negative = positive / 2, negative / 2
+        if self.reduction == "anchors":
+            return (positive + negative).sum() / max(len(batch.anchors), 1)
+        if self.reduction == "mean":
+            positives_paying, negatives_paying = pairs.positive_count, pairs.negative_count
+        return positive.sum() / positives_paying.sum().clamp_min(
+            1
+        ) + negative.sum() / negatives_paying.sum().clamp_min(1)
 
     def extra_repr(self) -> str:
         return (

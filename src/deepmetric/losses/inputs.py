@@ -18,7 +18,7 @@ class Batch(NamedTuple):
 
     anchors: Tensor  # [N, d] float32 or float64
     labels: Tensor  # [N] integer
-    refs: Tensor  # [M, d] same dtype as the anchors
+    refs: Tensor  # [M, d] of the anchors' dtype or, unless it takes gradients, of a lower precision
     ref_labels: Tensor  # [M] integer
     own: Tensor | None  # [N] int64, the position of anchor i's own copy among the references; -1: it has none
 
@@ -33,7 +33,8 @@ def checked_batch(
     """Check what the user gave and bring it to one device and one dtype, float32 or wider.
 
     Half-precision rows become float32, because in bfloat16 the similarities 0.9985 and 0.9995 are both 1.0
-    and the hardest pairs would lose their order. Nothing is copied that is already right.
+    and the hardest pairs would lose their order. References without gradient stay as they are: a memory in half
+    precision is converted tile by tile. Nothing is copied that is already right.
 
     Raises:
         InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers,
@@ -70,9 +71,9 @@ def checked_batch(
         self_index = self_index.to(embeddings.device, torch.int64)
     dtype = _at_least_float32(torch.promote_types(embeddings.dtype, ref_emb.dtype))
     device = embeddings.device
-    return Batch(
-        embeddings.to(dtype), labels.to(device), ref_emb.to(dtype), ref_labels.to(device), self_index
-    )
+    if ref_emb.requires_grad:
+        ref_emb = ref_emb.to(dtype)
+    return Batch(embeddings.to(dtype), labels.to(device), ref_emb, ref_labels.to(device), self_index)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

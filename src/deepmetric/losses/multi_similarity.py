@@ -6,11 +6,12 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from deepmetric.errors import InputError, did_you_mean
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.pairs import Pairs, cosine, pairs_of
+from deepmetric.losses.streamed import Comparison
 
 Reduction = Literal["anchors", "kept"]
 
@@ -71,18 +72,21 @@ class MultiSimilarityLoss(PairLoss):
         self.reduction = reduction
 
     def of_batch(self, batch: Batch) -> Tensor:
-        similarity = cosine(batch)
-        pairs = pairs_of(batch)
-        if self.epsilon is not None:
-            pairs = mine(similarity, pairs, self.epsilon)
-        shifted = similarity - self.base
+        pairs = Comparison(*batch)
+        if self.epsilon is None:
+            above, below = pairs.negatives.logsumexp(self.beta), pairs.positives.logsumexp(-self.alpha)
+        else:
+            # Thresholds come from all pairs of an anchor; over nothing they are infinite and nothing is kept.
+            least = pairs.positives.min() - self.epsilon
+            above, most = pairs.negatives.logsumexp_and_hardest(self.beta, beyond=least)
+            below = pairs.positives.logsumexp(-self.alpha, beyond=most + self.epsilon)
         per_anchor = (
-            log1p_sum_exp(-self.alpha * shifted, pairs.positive) / self.alpha
-            + log1p_sum_exp(self.beta * shifted, pairs.negative) / self.beta
+            log1p_exp(below + self.alpha * self.base) / self.alpha
+            + log1p_exp(above - self.beta * self.base) / self.beta
         )
         if self.reduction == "anchors":
             return per_anchor.sum() / max(len(per_anchor), 1)
-        kept = pairs.positive.any(1) & pairs.negative.any(1)
+        kept = below.isfinite() & above.isfinite()
         return torch.where(kept, per_anchor, 0).sum() / kept.sum().clamp_min(1)
 
     def extra_repr(self) -> str:
@@ -92,26 +96,6 @@ class MultiSimilarityLoss(PairLoss):
         )
 
 
-def mine(similarity: Tensor, pairs: Pairs, epsilon: float) -> Pairs:
-    """The pairs that are hard beside the anchor's other pairs; nothing where it lacks positives or negatives.
-
-    ``similarity`` [N, M]; the thresholds come from all pairs of an anchor and take no gradient.
-    """
-    similarity = similarity.detach()
-    if similarity.shape[1] == 0:
-        return pairs
-    least_positive = similarity.masked_fill(~pairs.positive, torch.inf).amin(1, keepdim=True)
-    most_negative = similarity.masked_fill(~pairs.negative, -torch.inf).amax(1, keepdim=True)
-    return Pairs(
-        pairs.positive & (similarity - epsilon < most_negative),
-        pairs.negative & (similarity + epsilon > least_positive),
-    )
-
-
-def log1p_sum_exp(values: Tensor, mask: Tensor) -> Tensor:
-    """log(1 + Σ exp(value)) over the masked entries of each row, [N, M] -> [N]; 0 where the mask is empty.
-
-    The 1 enters as a column of zeros, so that no row is empty and its gradient is 0 instead of NaN.
-    """
-    one = values.new_zeros(len(values), 1)
-    return torch.cat([one, values.masked_fill(~mask, -torch.inf)], dim=1).logsumexp(1)
+def log1p_exp(z: Tensor) -> Tensor:
+    """log(1 + exp(z)), 0 with derivative 0 at minus infinity; the identity from where float64 cannot tell."""
+    return softplus(z, threshold=40.0)

@@ -11,12 +11,16 @@ from torch.nn.functional import softplus
 from deepmetric.errors import InputError, did_you_mean
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.pairs import Pairs, cosine, pairs_of, root, squared_distances
+from deepmetric.losses.streamed import Comparison, PairList
+from deepmetric.losses.streamed.metric import Kind
+from deepmetric.losses.streamed.tiles import BIG
 
 Form = Literal["squared_distance", "distance", "cosine"]
 Mining = Literal["all", "semihard", "semihard_band", "hard", "hard_band", "easy_positive"]
 Reduction = Literal["nonzero", "mean"]
 Singletons = Literal["skip", "push"]
+
+_KINDS: dict[str, Kind] = {"squared_distance": "squared", "distance": "distance", "cosine": "dot"}
 
 
 class TripletLoss(PairLoss):
@@ -51,7 +55,8 @@ class TripletLoss(PairLoss):
 
     Anchors without negatives form no triplet. No triplet: loss 0 with zero gradient. Equal distances are ties
     even if rounding parts them: ties belong to "hard_band", not to the semi-hard rules. At D = 0 the
-    derivative of D is 0. Range [0, ∞). Memory is that of P x M numbers for P positive pairs, never N x M x M.
+    derivative of D is 0. Range [0, ∞). With ``swap``, "all" and the bands take memory for P x M numbers, P the
+    positive pairs and M the references; nothing else does.
 
     GPW weight (squared distance, before the divisor): 2 · the number of active triplets that the pair is in;
     with "distance" that number / D. Softplus counts σ(D_ap - D_an + margin) in place of 1.
@@ -94,36 +99,13 @@ class TripletLoss(PairLoss):
         self.normalize = normalize
 
     def of_batch(self, batch: Batch) -> Tensor:
-        distance, order, noise = self._distances(batch)
-        pairs = pairs_of(batch)
-        if distance.shape[1] == 0:
-            return distance.sum()
-
-        anchor, positive = _positive_pairs(order, pairs, self.mining)
-        to_positive, order_positive = distance[anchor, positive], order[anchor, positive]
-        positive_rows = batch.refs[positive] if self.swap else None
-        if self.singletons == "push":
-            lone = (~pairs.positive.any(1)).nonzero()[:, 0]
-            itself = -1.0 if self.form == "cosine" else 0.0
-            anchor = torch.cat([anchor, lone])
-            to_positive = torch.cat([to_positive, to_positive.new_full((len(lone),), itself)])
-            order_positive = torch.cat([order_positive, order_positive.new_full((len(lone),), itself)])
-            if positive_rows is not None:
-                positive_rows = torch.cat([positive_rows, batch.anchors[lone]])
-
-        # From here on one row a positive pair, [P, M].
-        to_negative = distance[anchor]
-        further = order[anchor] - order_positive[:, None] > (noise[anchor] if noise.ndim else noise)
-        gap = (to_negative - to_positive[:, None]).detach()
-        column, chosen = _negatives(
-            order[anchor], pairs.negative[anchor], further, gap <= self.margin, self.mining
-        )
-        if positive_rows is not None:
-            from_positive, _, _ = self._distances(batch._replace(anchors=positive_rows))
-            to_negative = torch.minimum(to_negative, from_positive)
-        if column is not None:
-            to_negative = to_negative.gather(1, column)
-        return self.of_distances(to_positive[:, None], to_negative, chosen)
+        pairs = Comparison(*batch, kind=_KINDS[self.form], normalize=self.normalize or self.form == "cosine")
+        positives = self._positives(pairs)
+        if self.mining in ("all", "semihard_band", "hard_band"):
+            if self.swap:
+                return self._swapped_bands(batch, pairs, positives)
+            return self._bands(pairs, positives)
+        return self._one_negative_each(batch, pairs, positives)
 
     def of_distances(self, to_positive: Tensor, to_negative: Tensor, chosen: Tensor | None = None) -> Tensor:
         """The loss of triplets given by their distances D_ap and D_an, of any shapes that broadcast.
@@ -140,14 +122,132 @@ class TripletLoss(PairLoss):
             count = chosen.sum() if chosen is not None else torch.tensor(cost.numel(), device=cost.device)
         return cost.sum() / count.clamp_min(1)
 
-    def _distances(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """D [N, M]; the same order in a form whose rounding is known, without gradient; and that rounding."""
+    @property
+    def _scale(self) -> float:
+        """Nearness is this times a pair's value, so that of two pairs the nearer has more of it."""
+        return 1.0 if self.form == "cosine" else -1.0
+
+    def _positives(self, pairs: Comparison) -> PairList:
+        """The positive pairs that the mining takes: all, or one an anchor. A lone anchor that pushes is beside
+        the reference -1."""
+        if self.mining in ("hard", "easy_positive"):
+            ref = pairs.positives.argmax(-self._scale if self.mining == "hard" else self._scale)
+            anchor = (ref >= 0).nonzero()[:, 0]
+            ref = ref[anchor]
+            values = pairs.values(anchor, ref)
+        else:
+            every = pairs.positive_list
+            if self.singletons == "skip":
+                return every
+            anchor, ref, values = every.anchor, every.ref, every.values
+        if self.singletons == "push":
+            lone = (pairs.positive_count == 0).nonzero()[:, 0]
+            anchor, ref = torch.cat([anchor, lone]), torch.cat([ref, torch.full_like(lone, -1)])
+            itself = 1.0 if self.form == "cosine" else 0.0
+            values = torch.cat([values, values.new_full((len(lone),), itself)])
+        return PairList(anchor, ref, values, len(pairs.anchors))
+
+    def _tied(self, pairs: Comparison, positives: PairList, *, nearer: bool = False) -> Tensor:
+        """The nearness [P] at which a tie with the positive ends: negatives below it are further (those above
+        it nearer) by more than the rounding of the matrix product. Without gradient."""
+        values = positives.values.detach()
+        eps = 8 * torch.finfo(values.dtype).eps
         if self.form == "cosine":
-            distance = -cosine(batch)
-            noise = distance.new_tensor(8 * torch.finfo(distance.dtype).eps)
-            return distance, distance.detach(), noise
-        squared, noise = squared_distances(batch, normalize=self.normalize)
-        return (squared if self.form == "squared_distance" else root(squared)), squared.detach(), noise
+            return values + (eps if nearer else -eps)
+        squared = values if self.form == "squared_distance" else values.square()
+        noise: Tensor | float = 2 * eps
+        if not pairs.normalize:
+            # A reference as far as the positive is at most |x| + D long.
+            norms = torch.linalg.vector_norm(pairs.anchors.detach(), dim=1)[positives.anchor]
+            noise = eps * (norms.square() + (norms + squared.sqrt()).square())
+        squared = (squared - noise).clamp_min(0) if nearer else squared + noise
+        return -(squared if self.form == "squared_distance" else squared.sqrt())
+
+    def _bands(self, pairs: Comparison, positives: PairList) -> Tensor:
+        """The minings that take every negative of a range."""
+        near = self._scale * positives.values
+        threshold = near - self.margin  # nearer than this a negative costs
+        at = threshold.detach()
+        hinge = not self.soft_margin
+        start = stop = None
+        if self.mining == "semihard_band":
+            start, stop = at, self._tied(pairs, positives)
+        elif hinge and self.margin == 0:
+            # Equal distances cost nothing; rounding must not count them among the costs above 0.
+            start = self._tied(pairs, positives, nearer=True)
+        elif self.mining == "hard_band":
+            start = self._tied(pairs, positives)
+            start = torch.maximum(start, at) if hinge else start
+        cost, count, _ = pairs.negatives.hinge_over_positives(
+            positives, threshold, scale=self._scale, start=start, stop=stop, soft=self.soft_margin
+        )
+        if self.reduction == "mean" or self.soft_margin:
+            if self.mining == "all":
+                count = pairs.negative_count[positives.anchor]
+            elif self.mining == "hard_band" and hinge and self.margin <= 0:
+                with torch.no_grad():
+                    tied = self._tied(pairs, positives)
+                    _, count, _ = pairs.negatives.hinge_over_positives(positives, tied, scale=self._scale)
+        return cost.sum() / count.sum().clamp_min(1)
+
+    def _one_negative_each(self, batch: Batch, pairs: Comparison, positives: PairList) -> Tensor:
+        """The minings that take one negative a positive; all is [N, K], K the most positives an anchor has."""
+        bounds = positives.padded(self._tied(pairs, positives), -BIG)
+        if self.mining == "hard":
+            column = pairs.negatives.argmax(self._scale)[:, None]
+        else:
+            or_furthest = self.mining == "semihard"
+            column = pairs.negatives.argmax_below(bounds, self._scale, or_smallest=or_furthest)
+        to_negative, chosen = pairs.chosen(torch.where(bounds > -BIG, column, -1))
+        to_positive = positives.padded(positives.values, 0.0)
+        if self.swap:
+            slots = positives.padded(torch.arange(len(positives.ref), device=column.device), -1)
+            swapped = self._from_positives(batch, pairs, positives)
+            from_positive = swapped.values(slots[chosen], column.expand_as(slots)[chosen])
+            to_negative = self._nearer(to_negative, to_negative.masked_scatter(chosen, from_positive))
+        if self.form == "cosine":
+            to_positive, to_negative = -to_positive, -to_negative
+        return self.of_distances(to_positive, to_negative, chosen)
+
+    def _swapped_bands(self, batch: Batch, pairs: Comparison, positives: PairList) -> Tensor:
+        """:meth:`_bands` with the swap. Of two distances a triplet counts the smaller, which is no sum over the
+        pairs of one row: here alone [P, M] numbers are held."""
+        values, _, negative = pairs.matrix
+        chosen, near = negative[positives.anchor], self._scale * values.detach()[positives.anchor]
+        further = near < self._tied(pairs, positives)[:, None]
+        if self.mining == "semihard_band":
+            within = near >= (self._scale * positives.values.detach() - self.margin)[:, None]
+            chosen = chosen & further & within
+        elif self.mining == "hard_band":
+            chosen = chosen & ~further
+        from_positive, _, _ = self._from_positives(batch, pairs, positives).matrix
+        to_positive, to_negative = positives.values, self._nearer(values[positives.anchor], from_positive)
+        if self.form == "cosine":
+            to_positive, to_negative = -to_positive, -to_negative
+        return self.of_distances(to_positive[:, None], to_negative, chosen)
+
+    def _from_positives(self, batch: Batch, pairs: Comparison, positives: PairList) -> Comparison:
+        """The positives themselves, [P] of them, against the references."""
+        itself = positives.ref < 0  # an anchor that is its own positive; these come last
+        rows = torch.cat(
+            [
+                batch.refs[positives.ref[~itself]].to(batch.anchors.dtype),
+                batch.anchors[positives.anchor[itself]],
+            ]
+        )
+        labels = batch.labels[positives.anchor]
+        return Comparison(
+            rows,
+            labels,
+            batch.refs,
+            batch.ref_labels,
+            None,
+            kind=pairs.kind,
+            normalize=pairs.normalize,
+        )
+
+    def _nearer(self, value: Tensor, other: Tensor) -> Tensor:
+        return torch.maximum(value, other) if self.form == "cosine" else torch.minimum(value, other)
 
     def extra_repr(self) -> str:
         return (
@@ -155,40 +255,3 @@ class TripletLoss(PairLoss):
             f"soft_margin={self.soft_margin}, reduction={self.reduction!r}, swap={self.swap}, "
             f"singletons={self.singletons!r}, normalize={self.normalize}"
         )
-
-
-def _positive_pairs(order: Tensor, pairs: Pairs, mining: Mining) -> tuple[Tensor, Tensor]:
-    """Anchors and positives, [P] each: all positive pairs, or one an anchor where the mining takes one."""
-    if mining == "hard":
-        positive = order.masked_fill(~pairs.positive, -torch.inf).argmax(1)
-    elif mining == "easy_positive":
-        positive = order.masked_fill(~pairs.positive, torch.inf).argmin(1)
-    else:
-        anchor, positive = pairs.positive.nonzero(as_tuple=True)
-        return anchor, positive
-    anchor = pairs.positive.any(1).nonzero()[:, 0]
-    return anchor, positive[anchor]
-
-
-def _negatives(
-    order: Tensor, negative: Tensor, further: Tensor, within: Tensor, mining: Mining
-) -> tuple[Tensor | None, Tensor]:
-    """Which negatives each positive pair meets, all arguments [P, M].
-
-    Either (None, mask [P, M]), or one negative a pair as (column [P, 1], whether there is one [P, 1]).
-    """
-    if mining == "all":
-        return None, negative
-    if mining == "semihard_band":
-        return None, negative & further & within
-    if mining == "hard_band":
-        return None, negative & ~further
-    if mining == "hard":
-        return order.masked_fill(~negative, torch.inf).argmin(1, keepdim=True), negative.any(1, keepdim=True)
-    beyond = negative & further
-    nearest = order.masked_fill(~beyond, torch.inf).argmin(1, keepdim=True)
-    found = beyond.any(1, keepdim=True)
-    if mining == "easy_positive":
-        return nearest, found
-    furthest = order.masked_fill(~negative, -torch.inf).argmax(1, keepdim=True)
-    return torch.where(found, nearest, furthest), negative.any(1, keepdim=True)

@@ -119,14 +119,14 @@ class Comparison:
     def positive_count(self) -> Tensor:
         """How many positives each anchor has, [N] int64."""
         if self.small:
-            return self._matrix[1].sum(1)
+            return self.matrix[1].sum(1)
         return self._everywhere(self.matches.counts - self._own_label[1].long())
 
     @cached_property
     def negative_count(self) -> Tensor:
         """How many negatives each anchor has, [N] int64."""
         if self.small:
-            return self._matrix[2].sum(1)
+            return self.matrix[2].sum(1)
         here, same = self._own_label
         return self._everywhere(len(self.ref_labels) - self.matches.counts - (here & ~same).long())
 
@@ -134,8 +134,8 @@ class Comparison:
         return self.processes.sum_(count) if self.processes is not None else count
 
     @cached_property
-    def _matrix(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, positives and negatives [N, M] of a small problem."""
+    def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form."""
         same = self.labels[:, None] == self.ref_labels
         other = torch.ones_like(same)
         if self.own is not None:
@@ -157,7 +157,7 @@ class Comparison:
     def negatives(self) -> Side | MatrixSide:
         """Pairs of different labels."""
         if self.small:
-            values, _, negative = self._matrix
+            values, _, negative = self.matrix
             return MatrixSide(values, negative, lambda: self._negative_tiles)
         return self._negative_tiles
 
@@ -204,7 +204,7 @@ class Comparison:
         Both have the same reductions; only the list knows its single pairs.
         """
         if self.small:
-            values, positive, _ = self._matrix
+            values, positive, _ = self.matrix
             return MatrixSide(values, positive, self._positive_blocks)
         return self.positive_list if self.matches.anchor is not None else self._positive_blocks()
 

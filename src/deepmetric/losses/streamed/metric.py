@@ -81,21 +81,26 @@ class Metric(NamedTuple):
         """Values [P] of rows that stand beside each other, [P, d] each. Not scaled."""
         if self.kind == "dot":
             return (x * refs).sum(1)
-        squared = (x - refs).square_().sum(1)
+        squared, _ = self._apart(x, refs)
         return squared if self.kind == "squared" else squared.sqrt_()
 
     def pair_gradients(self, x: Tensor, refs: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients [P, d] for both rows of pairs whose values have the gradient ``g`` [P]."""
         if self.kind == "dot":
             return refs * g[:, None], x * g[:, None]
-        apart = x - refs
-        if self.kind == "squared":
-            apart.mul_(2 * g[:, None])
-        else:
-            # At distance 0 the difference is 0, and so is its share of the gradient.
-            distance = torch.linalg.vector_norm(apart, dim=1).clamp_min_(torch.finfo(x.dtype).tiny)
-            apart.mul_((g / distance)[:, None])
+        squared, apart = self._apart(x, refs)
+        slope = 2 * g
+        if self.kind == "distance":
+            slope = g / squared.sqrt_().clamp_min_(torch.finfo(x.dtype).tiny)
+        apart.mul_(torch.where(squared > 0, slope, 0)[:, None])
         return apart, -apart
+
+    def _apart(self, x: Tensor, refs: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared distances [P], 0 where a tile has 0 too, and the differences [P, d]."""
+        apart = x - refs
+        squared = apart.square().sum(1)
+        noise = 16 * torch.finfo(x.dtype).eps * (1.0 if self.unit else x.square().sum(1))
+        return torch.where(squared > noise, squared, 0), apart
 
 
 def _snap(squared: Tensor, norms: Tensor | None) -> None:

@@ -109,8 +109,12 @@ class Side:
         [N, K].
         """
         t = positives.padded(threshold, BIG)
-        begin = t.detach() if start is None else positives.padded(start.detach(), BIG)
-        end = torch.zeros_like(t).detach() if stop is None else positives.padded(stop.detach(), -BIG)
+        used = t.detach() < 0.5 * BIG
+        if start is not None:
+            begin = positives.padded(start.detach(), BIG)
+        else:
+            begin = torch.where(used, -BIG, BIG).to(t.dtype) if soft else t.detach()
+        end = torch.full_like(begin, BIG) if stop is None else positives.padded(stop.detach(), -BIG)
         metric = self.pairs.metric(scale)
         if soft:
             reduction: Any = steps.SoftSteps(
@@ -118,9 +122,7 @@ class Side:
             )
         else:
             reduction = steps.HingeSteps(stops=stop is not None)
-        value, count, each = self._by_slots(t.detach() < 0.5 * BIG)._reduce(
-            reduction, metric, [t, begin, end]
-        )
+        value, count, each = self._by_slots(used)._reduce(reduction, metric, [t, begin, end])
         return value, count, each
 
     def _by_slots(self, used: Tensor) -> Side:
@@ -176,7 +178,9 @@ class Side:
     def _param(self, t: Tensor | float) -> Tensor:
         if isinstance(t, Tensor) and t.ndim:
             return t
-        return torch.as_tensor(t).to(self.pairs.anchors).expand(len(self.pairs.anchors))
+        anchors = self.pairs.anchors
+        # Not through as_tensor, which makes a float32 of a Python float.
+        return (t.to(anchors) if isinstance(t, Tensor) else anchors.new_tensor(t)).expand(len(anchors))
 
     def _reduce(self, reduction: Any, metric: Metric, params: Sequence[Tensor]) -> list[Tensor]:
         pairs, anchors = self.pairs, self.pairs.anchors
