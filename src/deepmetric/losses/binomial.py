@@ -75,7 +75,7 @@ class BinomialDevianceLoss(PairLoss):
             )
         self.alpha = alpha
         self.beta = beta
-        self.base = base
+        self.base = float(base)
         self.epsilon = epsilon
         self.scaled = scaled
         self.reduction = reduction
