@@ -229,7 +229,6 @@ NOT_OFFERED: dict[tuple[str, ...], str] = {
 }
 
 _NO_LOSS = "no such loss yet"
-_NO_MINER = "no such miner or sampling apart from a loss yet"
 _METRICS = "metrics are compared in tests/evaluation"
 
 # system -> why none of its cases is compared here
@@ -254,19 +253,11 @@ NOT_YET: dict[str, str] = {
     "sphereface": _NO_LOSS,
     "subcenter_arcface": _NO_LOSS,
     "supap": _NO_LOSS,
-    "miner_angular": _NO_MINER,
-    "miner_batch_easy_hard": _NO_MINER,
-    "miner_batch_hard": _NO_MINER,
-    "miner_hdc": _NO_MINER,
-    "miner_multi_similarity": _NO_MINER,
-    "miner_n_hard": _NO_MINER,
-    "miner_pair_margin": _NO_MINER,
-    "miner_triplet_margin": _NO_MINER,
     "clustering": _METRICS,
     "retrieval": _METRICS,
 }
 
-# The other losses' adapters, in files beside this one.
+# The other losses' adapters and those of miners, in files beside this one.
 for _path in sorted(Path(__file__).parent.glob("adapters_*.py")):
     _module = runpy.run_path(str(_path))
     ADAPTERS.update(_module["ADAPTERS"])
