@@ -10,6 +10,7 @@ from deepmetric.losses.streamed.comparison import unit_rows
 from deepmetric.losses.streamed.dense import value_matrix
 
 
+@torch.no_grad()
 def distance_log_weight(
     distance: Tensor, dim: int, cutoff: float = 0.5, upper_cutoff: float | None = 1.4
 ) -> Tensor:
@@ -29,11 +30,13 @@ def distance_log_weight(
         than a hundred e-folds: take off each row's maximum before the exponential.
     """
     # At distance 2 the density is 0.
-    reached = distance.clamp(cutoff, 2 - 8 * torch.finfo(distance.dtype).eps)
-    weight = (2.0 - dim) * reached.log() - (dim - 3) / 2 * torch.log1p(reached * reached / -4)
-    if upper_cutoff is None:
-        return weight
-    return torch.where(distance < upper_cutoff, weight, -1e30)
+    squared = distance.square().clamp_(cutoff**2, 4 - 32 * torch.finfo(distance.dtype).eps)
+    weight = squared.log().mul_((2 - dim) / 2)
+    weight.add_(squared.mul_(-0.25).add_(1).log_(), alpha=(3 - dim) / 2)
+    if upper_cutoff is not None:
+        # A mask of floats: boolean ones are slow on a CPU.
+        weight.add_(torch.ge(distance, upper_cutoff, out=squared), alpha=-1e30)
+    return weight
 
 
 @torch.no_grad()
