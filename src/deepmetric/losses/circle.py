@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -75,10 +76,7 @@ class CircleLoss(PairLoss):
             positives, negatives = _over_all(positives, has_positive), _over_all(negatives, has_negative)
             has_positive, has_negative = has_positive.any(), has_negative.any()
             if _is_itself(batch):  # both orders of a pair were counted
-                positives, negatives = (
-                    positives - torch.tensor(2.0).log(),
-                    negatives - torch.tensor(2.0).log(),
-                )
+                positives, negatives = positives - math.log(2), negatives - math.log(2)
         both = has_positive & has_negative
         costs = torch.where(both, softplus(torch.where(both, positives + negatives, 0), threshold=40.0), 0)
         return costs.sum() / both.sum().clamp_min(1)
