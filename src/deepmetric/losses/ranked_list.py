@@ -89,23 +89,24 @@ def _weighted_mean(
     Both sums first, without gradient; then the gradient of the quotient is that of a single sum.
     """
 
+    def excess(d: Tensor) -> Tensor:
+        return (d - radius).mul_(sign)
+
     def weight(d: Tensor, h: Tensor) -> Tensor:
         # The sign of the product is the indicator, without boolean tiles.
-        return torch.exp(sharpness * h) * torch.sign(h.relu() * d)
+        return torch.relu(h).mul_(d).sign_().mul_((h * sharpness).exp_())
 
-    def excess(d: Tensor) -> Tensor:
-        return sign * (d - radius)
-
-    with torch.no_grad():
-        total = side.sum(lambda d: weight(d, excess(d))) + least
-        mean = side.sum(lambda d: weight(d, excess(d)) * excess(d)) / total
-
-    def value(d: Tensor, mean: Tensor, total: Tensor) -> Tensor:
+    def weighted(d: Tensor) -> Tensor:
         h = excess(d)
-        return weight(d, h) * h / total
+        return weight(d, h).mul_(h)
 
     def slope(d: Tensor, mean: Tensor, total: Tensor) -> Tensor:
         h = excess(d)
-        return sign * weight(d, h) * (1 + sharpness * (h - mean)) / total
+        return weight(d, h).mul_((h - mean).mul_(sharpness).add_(1)).mul_(sign / total)
 
-    return side.sum(value, mean, total, slope=slope)
+    with torch.no_grad():
+        total = side.sum(lambda d: weight(d, excess(d))) + least
+        mean = side.sum(weighted) / total
+    # Of this sum the slope alone is wanted.
+    gradient = side.sum(lambda d, mean, total: d.clone(), mean, total, slope=slope)
+    return gradient - gradient.detach() + mean

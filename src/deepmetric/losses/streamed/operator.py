@@ -55,6 +55,8 @@ def reduce(job: Job, anchors: Tensor, refs: Tensor, params: Sequence[Tensor] = (
     Anchors [N, d], references [M, d], params [N] or [N, K]. References of lower precision than the anchors
     are converted tile by tile. First-order gradients only.
     """
+    if not torch.is_grad_enabled():  # else the Function would accumulate what nobody asks for
+        anchors, refs, params = anchors.detach(), refs.detach(), [p.detach() for p in params]
     return list(_Reduce.apply(anchors, refs, job, *params))
 
 
@@ -71,7 +73,7 @@ class _Reduce(torch.autograd.Function):
         job.reduction.wanted = grad
         # A single tile keeps its weights instead of a second pass. Only where references take gradients:
         # otherwise nothing of the reference set may be saved, a memory is overwritten before backward.
-        keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single
+        keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single and len(refs) > 0
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             buffers = _buffers(job, anchors)
             runs = [
