@@ -47,6 +47,7 @@ def test_plateau_falls_after_patience_without_a_better_score():
     seen = []
     for score in [0.5, 0.6, 0.6, 0.59, 0.7, 0.1, 0.1, 0.1]:
         schedule.on_score(score)
+        optimizer.step()
         schedule.step()
         seen.append(optimizer.param_groups[0]["lr"])
     assert seen == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
