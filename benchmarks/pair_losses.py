@@ -23,12 +23,12 @@ from torch.nn.functional import normalize
 
 from deepmetric.losses.streamed import Comparison
 
-FORMS = Path(__file__).parents[1] / "tests" / "losses" / "streamed" / "forms.py"
+TESTS = Path(__file__).parents[1] / "tests" / "losses"
 MANY = 11318  # classes of Stanford Online Products, the usual task of a large memory
 
 
-def load_forms():
-    spec = importlib.util.spec_from_file_location("forms", FORMS)
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -115,29 +115,28 @@ def by_memory_size(forms, rounds: int) -> None:
         print(f"{m:9,}" + "".join(f"  {name} {each[name]:.3f}" for name in each), flush=True)
 
 
-def small_batch(forms, rounds: int) -> None:
+def small_batch(rounds: int) -> None:
     """112 x 112 without a memory, beside the dense forms of the losses."""
     from deepmetric.losses import ContrastiveLoss, MultiSimilarityLoss, TripletLoss
+    from deepmetric.losses.inputs import checked_batch
 
+    forms = load(TESTS / "dense.py").DENSE
     x, labels, *_ = problem(112, 4, 128, MANY)
-    own = torch.arange(len(x))
     print("\n112 x 112 x 128, no memory: ms")
-    for name, dense in (
+    for name, loss in (
         ("multi-similarity", MultiSimilarityLoss()),
         ("contrastive cosine", ContrastiveLoss()),
         ("triplet all", TripletLoss(mining="all")),
         ("triplet semi-hard", TripletLoss(mining="semihard")),
     ):
-        kind, unit, loss = forms.FORMS[name]
 
-        def streamed(kind=kind, unit=unit, loss=loss) -> None:
-            leaf = x.clone().requires_grad_()
-            loss(Comparison(leaf, labels, leaf, labels, own, kind=kind, normalize=unit)).backward()
+        def ours(loss=loss) -> None:
+            loss(x.clone().requires_grad_(), labels).backward()
 
-        def plain(dense=dense) -> None:
-            dense(x.clone().requires_grad_(), labels).backward()
+        def dense(loss=loss) -> None:
+            forms[type(loss)](loss, checked_batch(x.clone().requires_grad_(), labels)).backward()
 
-        best = best_of(20 * rounds, {"streamed": streamed, "dense class": plain})
+        best = best_of(20 * rounds, {"ours": ours, "dense": dense})
         print(f"{name:34}" + "".join(f"  {k} {v * 1e3:.2f}" for k, v in best.items()), flush=True)
 
 
@@ -167,7 +166,7 @@ def pml(forms, rounds: int) -> None:
 
 def peak_memory(name: str, classes: int) -> float:
     """MiB that the high-water mark of a step at full size lies above what the process held before it (Linux)."""
-    forms = load_forms()
+    forms = load(TESTS / "streamed" / "forms.py")
     x, labels, memory, memory_labels = problem(256, 65536, 128, classes)
     step(forms.FORMS[name], x, labels, memory[:2048], memory_labels[:2048])()
     Path("/proc/self/clear_refs").write_text("5")  # the mark starts again from what is held now
@@ -192,7 +191,7 @@ def main() -> None:
     if arguments.peak:
         print(f"{peak_memory(arguments.peak[0], int(arguments.peak[1])):.1f}")
         return
-    forms = load_forms()
+    forms = load(TESTS / "streamed" / "forms.py")
     print(f"torch {torch.__version__}, {arguments.threads} threads, best of {arguments.rounds}")
     against_memory(forms, arguments.rounds, arguments.only)
     if arguments.only:
@@ -212,7 +211,7 @@ def main() -> None:
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             print(f"{name:24}{classes:7} classes {out:>8}", flush=True)
     by_memory_size(forms, max(arguments.rounds // 2, 2))
-    small_batch(forms, arguments.rounds)
+    small_batch(arguments.rounds)
     pml(forms, arguments.rounds)
 
 

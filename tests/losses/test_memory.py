@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import deque
+from pathlib import Path
 
 import pytest
 import torch
@@ -243,3 +246,43 @@ def test_masks_of_all_and_of_none():
 def test_wrong_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call(CrossBatchMemory(ContrastiveLoss(), dim=3, size=4))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_a_million_entries_are_read_without_a_copy():
+    """64 anchors x 1,000,000 x 128 in half precision, forward and backward: the memory itself has 256 MB, a copy of
+    it in float32, a matrix of the pairs or of their labels at least as much again."""
+    code = """
+import torch
+from deepmetric.losses import CrossBatchMemory, ContrastiveLoss, MultiSimilarityLoss, TripletLoss
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+def memory(loss, size):
+    memory = CrossBatchMemory(loss, dim=128, size=size, dtype="bfloat16")
+    for rows in memory.embeddings.split(10_000):
+        rows.normal_()
+    memory.labels.random_(200_000)
+    memory.filled.fill_(size)
+    return memory
+
+labels = torch.arange(16).repeat_interleave(4)
+losses = [MultiSimilarityLoss(), ContrastiveLoss("distance"), TripletLoss(mining="all")]
+for loss in losses:  # whatever libraries take once
+    rows = torch.randn(64, 128, requires_grad=True)
+    memory(loss, 20_000)(rows, labels).backward()
+large = memory(losses[0], 1_000_000)
+before = peak()
+for loss in losses:
+    large.loss = loss
+    rows = torch.randn(64, 128, requires_grad=True)
+    large(rows, labels).backward()
+    assert rows.grad.abs().sum() > 0
+print(peak() - before)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(shown.stdout) < 64

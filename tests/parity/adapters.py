@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deepmetric.losses import ContrastiveLoss, MultiSimilarityLoss, PairLoss, TripletLoss
 from deepmetric.losses.inputs import checked_batch
-from deepmetric.losses.pairs import cosine, pairs_of, squared_distances
+from deepmetric.losses.streamed import Comparison
 
 REDUCERS = {"AvgNonZeroReducer": "nonzero", "MeanReducer": "mean", "nonzero": "nonzero", "mean": "mean"}
 FORMS = {
@@ -74,9 +74,9 @@ def scaled_multi_similarity(case: Any) -> Tensor:
     batch = checked_batch(
         case.embeddings, case.labels, case.ref_embeddings, case.ref_labels, case.self_in_ref
     )
-    similarity, pairs = cosine(batch).detach(), pairs_of(batch)
-    duplicate = (pairs.positive & (similarity > 1 - 1e-5)).any(1)
-    if (duplicate & ((similarity + case["margin"] > 1 - 1e-5) & pairs.negative).any(1)).any():
+    pairs = Comparison(*batch)
+    duplicate = pairs.positives.max() > 1 - 1e-5
+    if (duplicate & (pairs.negatives.max() + case["margin"] > 1 - 1e-5)).any():
         raise NotOffered("drops duplicates by their similarity; ours leaves out by position alone")
     return case.apply(
         MultiSimilarityLoss(case["SCALE_POS"], case["SCALE_NEG"], case["thresh"], epsilon=case["margin"])
@@ -132,9 +132,8 @@ def triplet_given(case: Any) -> Tensor:
         case["loss_triplet_margin"], form="squared_distance", reduction="mean", normalize=False
     )
     case.as_given = True
-    distance, _ = squared_distances(checked_batch(case.embeddings, case.labels), normalize=False)
-    anchor, positive, negative = torch.tensor(case.fields["triplets"]).T
-    return loss.of_distances(distance[anchor, positive], distance[anchor, negative])
+    anchor, positive, negative = (case.embeddings[rows] for rows in torch.tensor(case.fields["triplets"]).T)
+    return loss.of_distances((anchor - positive).square().sum(1), (anchor - negative).square().sum(1))
 
 
 def triplet_unnormalised_all(case: Any) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from deepmetric.losses.inputs import Batch, checked_batch
+from deepmetric.losses.streamed.comparison import without_autocast
 
 
 class PairLoss(nn.Module):
@@ -37,8 +37,7 @@ class PairLoss(nn.Module):
             InputError: shapes, lengths, dtypes or devices that do not fit each other.
         """
         batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
-        # Autocast would take the products back to half precision.
-        with torch.autocast(device_type=embeddings.device.type, enabled=False):
+        with without_autocast(embeddings.device):
             return self.of_batch(batch)
 
     def of_batch(self, batch: Batch) -> Tensor:

@@ -31,7 +31,9 @@ class CrossBatchMemory(nn.Module):
         batch_weight: weight of the loss within the batch; 0 leaves it out (memory alone).
         memory_weight: weight of the loss against the memory.
         dtype: precision of the store. Half precision halves the memory; the loss is computed in float32
-            either way.
+            either way, of rows converted tile by tile.
+
+    The losses of this package read the memory in tiles: no copy of it and no [N, size] matrix is made.
 
     In ``eval()`` mode the memory is read but nothing is written or counted.
 
@@ -142,8 +144,9 @@ class CrossBatchMemory(nn.Module):
         positions = (self.cursor + torch.arange(n, device=embeddings.device)) % self.size
         kept = slice(max(n - self.size, 0), n)
         if self._reader is not None:
-            # Another step's loss is still to be differentiated (two forward passes, then backward): its graph
-            # keeps the old rows, we go on with a copy.
+            # Another step's loss is still to be differentiated (two forward passes, then backward) and its graph
+            # may need the old rows (that of a user's own loss, or of very many positives, does): it keeps them,
+            # we go on with a copy.
             self.embeddings = self.embeddings.clone()
             self._reader = None
         self.embeddings[positions[kept]] = embeddings[kept].to(self.embeddings.dtype)

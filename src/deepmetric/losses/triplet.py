@@ -117,7 +117,10 @@ class TripletLoss(PairLoss):
         if chosen is not None:
             cost = torch.where(chosen, cost, 0)
         if self.reduction == "nonzero":
-            count = (cost > 0).sum()
+            # Without a margin equal distances cost nothing; rounding must not count them.
+            exact = self.margin != 0 or self.soft_margin
+            rounding = 0 if exact else 16 * torch.finfo(cost.dtype).eps * (1 + to_positive.detach().abs())
+            count = (cost > rounding).sum()
         else:
             count = chosen.sum() if chosen is not None else torch.tensor(cost.numel(), device=cost.device)
         return cost.sum() / count.clamp_min(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
@@ -58,7 +59,7 @@ class Comparison:
     ) -> None:
         dtype = torch.promote_types(torch.promote_types(anchors.dtype, refs.dtype), torch.float32)
         itself = refs is anchors
-        with torch.autocast(device_type=anchors.device.type, enabled=False):
+        with without_autocast(anchors.device):
             anchors = anchors.to(dtype)
             if normalize:
                 anchors = unit_rows(anchors)
@@ -136,16 +137,18 @@ class Comparison:
     @cached_property
     def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form."""
-        same = self.labels[:, None] == self.ref_labels
-        other = torch.ones_like(same)
+        positive = self.labels[:, None] == self.ref_labels
+        negative = ~positive
         if self.own is not None:
-            other = self.own[:, None] != torch.arange(len(self.refs), device=same.device)
+            other = self.own[:, None] != torch.arange(len(self.refs), device=positive.device)
+            positive &= other
+            negative &= other
         refs = self.refs.to(self.anchors.dtype)
-        with torch.set_grad_enabled(self._grad), torch.autocast(refs.device.type, enabled=False):
+        with torch.set_grad_enabled(self._grad), without_autocast(refs.device):
             if self.normalize_refs:
                 refs = unit_rows(refs)
             values = value_matrix(self.anchors, refs, self.kind, self.normalize)
-        return values, same & other, ~same & other
+        return values, positive, negative
 
     @property
     def small(self) -> bool:
@@ -211,6 +214,10 @@ class Comparison:
     @cached_property
     def positive_list(self) -> PairList:
         """The positives as a list of pairs with their values, however many they are."""
+        if self.small:
+            # Valued like the negatives: what ties, ties exactly.
+            anchor, ref = self.matrix[1].nonzero().unbind(1)
+            return PairList(anchor, ref, self.values(anchor, ref), len(self.anchors))
         matches = self.matches
         if matches.anchor is None:
             with_list = match(self.labels, self.ref_labels, 2**62)
@@ -269,17 +276,31 @@ class Comparison:
 
     def values(self, anchor: Tensor, ref: Tensor) -> Tensor:
         """Values of listed pairs [P], with gradient."""
+        if self.small:
+            values = self.matrix[0]
+            return values.reshape(-1).index_select(0, anchor * values.shape[1] + ref)
         return pair_values(self.anchors, self.refs, anchor, ref, self.metric(), self.normalize_refs)
 
     def chosen(self, ref: Tensor) -> tuple[Tensor, Tensor]:
         """Values of one chosen reference for each anchor, ``ref`` [N, ...] with -1 for none: (values, 0 where
         there is none; whether there is one), each of ref's shape."""
-        anchor = torch.arange(len(ref), device=ref.device).view(-1, *[1] * (ref.ndim - 1)).expand_as(ref)
         found = ref >= 0
+        if self.small and self.refs.shape[0]:
+            flat = ref.clamp_min(0).view(len(ref), -1)
+            return torch.where(found, self.matrix[0].gather(1, flat).view_as(ref), 0), found
+        anchor = torch.arange(len(ref), device=ref.device).view(-1, *[1] * (ref.ndim - 1)).expand_as(ref)
         out = self.anchors.new_zeros(ref.shape).masked_scatter(found, self.values(anchor[found], ref[found]))
         if self.processes is None:
             return out, found
         return self.processes.sum(out), self.processes.max_(found.to(torch.uint8)).bool()
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Autocast would take products back to half precision. (Where it is off, switching it off costs as much as a
+    product of a small batch.)"""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device_type=device.type, enabled=False)
+    return nullcontext()
 
 
 def unit_rows(rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.streamed.metric import Kind
 from deepmetric.losses.streamed.tiles import BIG
@@ -52,9 +53,11 @@ class MatrixSide:
         return torch.where(self.mask, cost, 0).sum(1)
 
     def _keys(self, scale: float) -> Tensor:
-        """scale * v without gradient, -inf at pairs that do not count; one more column, so that none is empty."""
-        keys = (scale * self.values.detach()).masked_fill(~self.mask, -math.inf)
-        return torch.cat([keys, keys.new_full((len(keys), 1), -math.inf)], 1)
+        """scale * v without gradient, -inf at pairs that do not count; never without a column."""
+        values = self.values.detach()
+        if not values.shape[1]:
+            return values.new_full((len(values), 1), -math.inf)
+        return torch.where(self.mask, values * scale if scale != 1 else values, -math.inf)
 
     def sum(self, fn: Elementwise, *params: Tensor, slope: Elementwise | None = None) -> Tensor:
         beside = [t[:, None] for t in params]
@@ -67,10 +70,21 @@ class MatrixSide:
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
-        t = threshold[:, None] if isinstance(threshold, Tensor) and threshold.ndim else threshold
-        hinge = torch.where(self.mask, self.values - t if above else t - self.values, 0).relu()
-        count = (hinge.detach() > 0).sum(1).to(hinge.dtype)
-        return (hinge.square() if squared else hinge).sum(1), count
+        values, t = self.values.detach(), threshold
+        if isinstance(t, Tensor):
+            t = t.detach()[:, None] if t.ndim else t.detach()
+        hinge = torch.where(self.mask, values - t if above else t - values, 0).clamp_min_(0)
+        active = hinge.sign()
+        count, sign = active.sum(1), 1.0 if above else -1.0
+        if squared:
+            value, slope = hinge.square().sum(1), hinge.mul_(2 * sign)
+        else:
+            value, slope = hinge.sum(1), active if above else active.neg_()
+        if not isinstance(threshold, Tensor):
+            return _WithSlopes.apply(value, self.values, slope), count
+        return _WithSlopes.apply(
+            value, self.values, slope, threshold.expand(len(value)), -slope.sum(1)
+        ), count
 
     def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
         t = shift[:, None] if isinstance(shift, Tensor) and shift.ndim else shift
@@ -85,7 +99,9 @@ class MatrixSide:
         params: tuple[Tensor, ...] = (),
         slope: Elementwise | None = None,
     ) -> Tensor:
-        e = fn(self.values, *(t[:, None] for t in params)) if fn is not None else scale * self.values
+        if fn is None:
+            return self._logsumexp(self._keys(scale), scale, beyond)
+        e = fn(self.values, *(t[:, None] for t in params))
         if slope is not None:
             e = with_slope(e, self.values, slope)
         mask = self.mask
@@ -97,7 +113,16 @@ class MatrixSide:
         return torch.where(empty < 0, value, -math.inf)
 
     def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.logsumexp(scale, beyond=beyond), self._keys(scale).amax(1) / scale
+        keys = self._keys(scale)
+        return self._logsumexp(keys, scale, beyond), keys.amax(1) / scale
+
+    def _logsumexp(self, keys: Tensor, scale: float, beyond: Tensor | None) -> Tensor:
+        if beyond is not None:
+            keys = torch.where(keys > (scale * beyond.detach())[:, None], keys, -math.inf)
+        value = keys.logsumexp(1)
+        # Over nothing minus infinity, with slopes of 0 and not NaN.
+        weights = torch.exp(keys - torch.where(value > -math.inf, value, 0)[:, None])
+        return _WithSlopes.apply(value, self.values, weights.mul_(scale)[:, : self.values.shape[1]])
 
     def hinge_over_positives(
         self,
@@ -114,18 +139,25 @@ class MatrixSide:
             return tiled.hinge_over_positives(
                 positives, threshold, scale=scale, start=start, stop=stop, soft=soft
             )
-        near = (scale * self.values)[positives.anchor]  # [P, M]
-        excess = near - threshold[:, None]
-        counted = self.mask[positives.anchor]
+        values, mask = scale * self.values.detach(), self.mask
+        anchor, t = positives.anchor, threshold.detach()[:, None]
+        near = values.index_select(0, anchor)  # [P, M]
+        cost = near - t
+        counted = mask.index_select(0, anchor)
         if start is not None:
-            counted = counted & (near > start[:, None])
+            counted &= near > start.detach()[:, None]
         elif not soft:
-            counted = counted & (excess > 0)
+            counted &= cost > 0
         if stop is not None:
-            counted = counted & (near < stop[:, None])
-        cost = torch.nn.functional.softplus(excess, threshold=40.0) if soft else excess
-        each = counted.sum(1).to(near.dtype)
-        total = positives.total(torch.where(counted, cost, 0).sum(1))
+            counted &= near < stop.detach()[:, None]
+        slope = counted.to(near.dtype)
+        each = slope.sum(1)
+        if soft:
+            slope = torch.sigmoid(cost).mul_(slope)
+            cost = torch.nn.functional.softplus(cost, threshold=40.0)
+        value = positives.total(torch.where(counted, cost, 0).sum(1))
+        by_value = torch.zeros_like(values).index_add_(0, anchor, slope, alpha=scale)
+        total = _OverPositives.apply(value, self.values, by_value, threshold, slope.sum(1), anchor)
         return total, positives.total(each), positives.padded(each, 0.0)
 
     def max(self) -> Tensor:
@@ -153,6 +185,52 @@ class MatrixSide:
 
     def sample(self, log_weight: Elementwise, draws: int, generator: torch.Generator | None = None) -> Tensor:
         return self.tiled().sample(log_weight, draws, generator)
+
+
+class _WithSlopes(torch.autograd.Function):
+    """``value`` [N], whose slopes for ``values`` [N, M] are known already, and for a parameter [N] too: one
+    operation in place of a graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        values: Tensor,
+        slope: Tensor,
+        param: Tensor | None = None,
+        by_param: Tensor | None = None,
+    ) -> Tensor:
+        ctx.save_for_backward(slope, by_param)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        slope, by_param = ctx.saved_tensors
+        return None, grad[:, None] * slope, None, None if by_param is None else grad * by_param, None
+
+
+class _OverPositives(torch.autograd.Function):
+    """``value`` [N] with its slopes for ``values`` [N, M], and for thresholds [P] beside pairs of ``anchor``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        value: Tensor,
+        values: Tensor,
+        slope: Tensor,
+        threshold: Tensor,
+        fall: Tensor,
+        anchor: Tensor,
+    ) -> Tensor:
+        ctx.save_for_backward(slope, fall, anchor)
+        return value.view_as(value)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        slope, fall, anchor = ctx.saved_tensors
+        return None, grad[:, None] * slope, None, -grad.index_select(0, anchor) * fall, None, None
 
 
 def with_slope(value: Tensor, at: Tensor, slope: Elementwise, *params: Tensor) -> Tensor:

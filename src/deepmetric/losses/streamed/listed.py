@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -104,17 +105,22 @@ class PairList:
 
         Over several processes the pairs of all of them.
         """
-        anchor = self.anchor
         if self.processes is not None:
-            anchor = self.processes.gather(anchor)
             per_pair = self.processes.gather(per_pair)
+        order, anchor, slot, width = self._slots
+        out = per_pair.new_full((self.anchors, width), fill)
+        return out.index_put((anchor, slot), per_pair[order])
+
+    @cached_property
+    def _slots(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """The pairs of all processes in the order of their anchors: which, the anchor, which of its pairs; and
+        the most pairs of an anchor."""
+        anchor = self.processes.gather(self.anchor) if self.processes is not None else self.anchor
         order = anchor.argsort(stable=True)
         anchor = anchor[order]
         counts = torch.bincount(anchor, minlength=self.anchors)
         slot = torch.arange(len(anchor), device=anchor.device) - (counts.cumsum(0) - counts)[anchor]
-        width = int(counts.max()) if len(anchor) else 1
-        out = per_pair.new_full((self.anchors, width), fill)
-        return out.index_put((anchor, slot), per_pair[order])
+        return order, anchor, slot, int(counts.max()) if len(anchor) else 1
 
 
 def pair_values(
