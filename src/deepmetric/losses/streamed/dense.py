@@ -100,7 +100,7 @@ class MatrixSide:
         slope: Elementwise | None = None,
     ) -> Tensor:
         if fn is None:
-            return self._logsumexp(self._keys(scale), scale, beyond)
+            return self._logsumexp(scale, beyond)[0]
         e = fn(self.values, *(t[:, None] for t in params))
         if slope is not None:
             e = with_slope(e, self.values, slope)
@@ -113,16 +113,21 @@ class MatrixSide:
         return torch.where(empty < 0, value, -math.inf)
 
     def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        keys = self._keys(scale)
-        return self._logsumexp(keys, scale, beyond), keys.amax(1) / scale
+        value, top = self._logsumexp(scale, beyond)
+        return value, top / scale
 
-    def _logsumexp(self, keys: Tensor, scale: float, beyond: Tensor | None) -> Tensor:
+    def _logsumexp(self, scale: float, beyond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The log-sum-exp beyond a value, and the largest exponent of all."""
+        keys = self._keys(scale)
+        top = keys.amax(1)
         if beyond is not None:
             keys = torch.where(keys > (scale * beyond.detach())[:, None], keys, -math.inf)
-        value = keys.logsumexp(1)
-        # Over nothing minus infinity, with slopes of 0 and not NaN.
-        weights = torch.exp(keys - torch.where(value > -math.inf, value, 0)[:, None])
-        return _WithSlopes.apply(value, self.values, weights.mul_(scale)[:, : self.values.shape[1]])
+        shift = torch.where(top > -math.inf, top, 0)
+        weights = torch.exp(keys - shift[:, None])
+        total = weights.sum(1)  # 0 over nothing, else at least 1: what is beyond anything includes the top
+        weights.mul_((scale / total.clamp_min(1))[:, None])
+        value = _WithSlopes.apply(total.log() + shift, self.values, weights[:, : self.values.shape[1]])
+        return value, top
 
     def hinge_over_positives(
         self,
