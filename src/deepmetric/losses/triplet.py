@@ -181,7 +181,7 @@ class TripletLoss(PairLoss):
         elif self.mining == "hard_band":
             start = self._tied(pairs, positives)
             start = torch.maximum(start, at) if hinge else start
-        cost, count, _ = pairs.negatives.hinge_over_positives(
+        cost, count = pairs.negatives.hinge_over_positives(
             positives, threshold, scale=self._scale, start=start, stop=stop, soft=self.soft_margin
         )
         if self.reduction == "mean" or self.soft_margin:
@@ -190,7 +190,7 @@ class TripletLoss(PairLoss):
             elif self.mining == "hard_band" and hinge and self.margin <= 0:
                 with torch.no_grad():
                     tied = self._tied(pairs, positives)
-                    _, count, _ = pairs.negatives.hinge_over_positives(positives, tied, scale=self._scale)
+                    _, count = pairs.negatives.hinge_over_positives(positives, tied, scale=self._scale)
         return cost.sum() / count.sum().clamp_min(1)
 
     def _one_negative_each(self, batch: Batch, pairs: Comparison, positives: PairList) -> Tensor:

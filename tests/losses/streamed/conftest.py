@@ -111,7 +111,7 @@ class DenseSide:
             on = on & (z > 0)
         cost = torch.log1p(torch.exp(z)) if soft else z
         each = positives.total(torch.where(on, cost, 0).sum(1))
-        return each, positives.total(on.sum(1).to(v.dtype)), None
+        return each, positives.total(on.sum(1).to(v.dtype))
 
     def argmax(self, scale=1.0):
         return self.topk(1, scale)[:, 0]

@@ -59,9 +59,9 @@ def triplet(c, mining="all", margin=0.2, soft=False, scale=-1.0):
     tau = v - margin
     kw = dict(all={}, band=dict(start=tau, stop=v), hard_band=dict(start=v - 1e-15))[mining]
     if soft and mining == "all":
-        total, _, _ = c.negatives.hinge_over_positives(p, tau, scale=scale, soft=True)
+        total, _ = c.negatives.hinge_over_positives(p, tau, scale=scale, soft=True)
         return total.sum() / (c.positive_count * c.negative_count).sum().clamp_min(1)
-    total, count, _ = c.negatives.hinge_over_positives(p, tau, scale=scale, soft=soft, **kw)
+    total, count = c.negatives.hinge_over_positives(p, tau, scale=scale, soft=soft, **kw)
     return over(total, count)
 
 

@@ -138,7 +138,7 @@ class MatrixSide:
         start: Tensor | None = None,
         stop: Tensor | None = None,
         soft: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         if len(threshold) * self.values.shape[1] > TRIPLETS:
             tiled = self.tiled()
             return tiled.hinge_over_positives(
@@ -163,7 +163,7 @@ class MatrixSide:
         value = positives.total(torch.where(counted, cost, 0).sum(1))
         by_value = torch.zeros_like(values).index_add_(0, anchor, slope, alpha=scale)
         total = _OverPositives.apply(value, self.values, by_value, threshold, slope.sum(1), anchor)
-        return total, positives.total(each), positives.padded(each, 0.0)
+        return total, positives.total(each)
 
     def max(self) -> Tensor:
         return self._keys(1.0).amax(1)

@@ -100,13 +100,12 @@ class Side:
         start: Tensor | None = None,
         stop: Tensor | None = None,
         soft: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Σ [scale * v - t]₊, or of its softplus, over all pairs of a positive and a negative of the anchor.
 
         ``threshold``, ``start``, ``stop``: [P], beside the pairs of ``positives``, in units of scale * v; only
         negatives with start < scale * v < stop count (without them: all with a positive hinge, or all). Only
-        ``threshold`` has a gradient. Returns the sum [N], how many counted [N], and how many for each positive
-        [N, K].
+        ``threshold`` has a gradient. Returns the sum [N] and how many counted [N].
         """
         t = positives.padded(threshold, BIG)
         used = t.detach() < 0.5 * BIG
@@ -122,8 +121,8 @@ class Side:
             )
         else:
             reduction = steps.HingeSteps(stops=stop is not None)
-        value, count, each = self._by_slots(used)._reduce(reduction, metric, [t, begin, end])
-        return value, count, each
+        value, count = self._by_slots(used)._reduce(reduction, metric, [t, begin, end])
+        return value, count
 
     def _by_slots(self, used: Tensor) -> Side:
         """The same negatives, anchors with many positives first: then slot k of [N, K] is used by the first

@@ -20,7 +20,7 @@ class HingeSteps:
     """Σ_k Σ_j [v_j - t_k]₊ over values with start_k < v_j < stop_k.
 
     Parameters: t, start, stop [n, K], where missing thresholds are +BIG in ``t`` and ``start``; only t has a
-    gradient. ``start >= t``. Second output: how many pairs (j, k) are summed [n]; third: the same for each k.
+    gradient. ``start >= t``. Second output: how many pairs (j, k) are summed [n].
 
     The slope of the sum is a count, so the count of thresholds that each value has passed is all that a tile
     needs: the sums follow from these counts.
@@ -87,7 +87,7 @@ class HingeSteps:
         offset = torch.where(count > 0, state.pop("t") - state["centre"][:, None], 0)
         value = state["weighted"] - (offset * count).sum(1)
         state["slope0"] = -state.get("slope0", count)
-        return [value, count.sum(1), count.clone()], 1.0
+        return [value, count.sum(1)], 1.0
 
 
 def used_rows(used: Tensor) -> list[int]:
@@ -181,4 +181,4 @@ class SoftSteps:
         state["count"] = processes.sum_(state["count"])
 
     def finish(self, state: State) -> tuple[list[Tensor], float]:
-        return [state["sum"], state["count"].sum(1), state["count"].clone()], 1.0
+        return [state["sum"], state["count"].sum(1)], 1.0
