@@ -58,6 +58,7 @@ class ContrastiveLoss(PairLoss):
     Range [0, ∞) (cosine forms with m₋ < 0 reach below 0). Anchors without positives pay for their negatives
     only and the reverse; without any pair the loss is 0 with zero gradient. At D = 0 the derivative is 0.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
     >>> round(ContrastiveLoss()(x, torch.tensor([0, 0, 1])).item(), 4)  # (2·0.2 + 2·0.6 + 2·0.96) / 3
     1.1733
