@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any, get_args
 
 
 class InputError(ValueError):
@@ -22,3 +23,19 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """
     near = get_close_matches(name, list(choices), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def check_choice(owner: str, name: str, value: object, literal: Any) -> None:
+    """Raise InputError unless ``value``, the argument ``name`` of ``owner``, is one of the words of a ``Literal``.
+
+    >>> from typing import Literal
+    >>> check_choice("MyLoss", "form", "cosin", Literal["cosine", "distance"])
+    Traceback (most recent call last):
+    deepmetric.errors.InputError: `form` of MyLoss is 'cosin'; expected one of cosine, distance. Did you mean 'cosine'?
+    """
+    choices = get_args(literal)
+    if value not in choices:
+        raise InputError(
+            f"`{name}` of {owner} is {value!r}; expected one of {', '.join(choices)}."
+            f"{did_you_mean(str(value), choices)}"
+        )

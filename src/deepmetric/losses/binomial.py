@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.hard_mining import hard_bounds, mean_beyond
 from deepmetric.losses.inputs import Batch
@@ -63,11 +63,7 @@ class BinomialDevianceLoss(PairLoss):
             raise InputError(
                 f"`alpha` and `beta` of BinomialDevianceLoss must be above 0; got {alpha} and {beta}."
             )
-        if reduction not in get_args(Reduction):
-            raise InputError(
-                f"`reduction` of BinomialDevianceLoss is {reduction!r}; expected one of "
-                f"{', '.join(get_args(Reduction))}.{did_you_mean(reduction, get_args(Reduction))}"
-            )
+        check_choice("BinomialDevianceLoss", "reduction", reduction, Reduction)
         if epsilon is not None and reduction == "pairs":
             raise InputError(
                 "`epsilon` of BinomialDevianceLoss chooses pairs of one anchor, reduction='pairs' averages over "

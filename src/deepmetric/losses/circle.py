@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -53,11 +53,7 @@ class CircleLoss(PairLoss):
         super().__init__()
         if gamma <= 0:
             raise InputError(f"`gamma` of CircleLoss must be above 0; got {gamma}.")
-        if over not in get_args(Over):
-            raise InputError(
-                f"`over` of CircleLoss is {over!r}; expected one of {', '.join(get_args(Over))}."
-                f"{did_you_mean(over, get_args(Over))}"
-            )
+        check_choice("CircleLoss", "over", over, Over)
         self.m = m
         self.gamma = gamma
         self.over = over

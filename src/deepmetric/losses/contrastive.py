@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -72,16 +72,8 @@ class ContrastiveLoss(PairLoss):
         reduction: Reduction = "anchors",
     ) -> None:
         super().__init__()
-        if form not in get_args(Form):
-            raise InputError(
-                f"`form` of ContrastiveLoss is {form!r}; expected one of {', '.join(get_args(Form))}."
-                f"{did_you_mean(form, get_args(Form))}"
-            )
-        if reduction not in get_args(Reduction):
-            raise InputError(
-                f"`reduction` of ContrastiveLoss is {reduction!r}; expected one of "
-                f"{', '.join(get_args(Reduction))}.{did_you_mean(reduction, get_args(Reduction))}"
-            )
+        check_choice("ContrastiveLoss", "form", form, Form)
+        check_choice("ContrastiveLoss", "reduction", reduction, Reduction)
         by_cosine = form.startswith("cosine")
         self.form = form
         self.positive_margin = (1.0 if by_cosine else 0.0) if positive_margin is None else positive_margin

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -81,17 +81,10 @@ class LiftedStructureLoss(PairLoss):
         incomplete: Incomplete = "skip",
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("form", form, get_args(Form)),
-            ("distance", distance or "distance", get_args(Distance)),
-            ("reduction", reduction, get_args(Reduction)),
-            ("incomplete", incomplete, get_args(Incomplete)),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"`{name}` of LiftedStructureLoss is {value!r}; expected one of {', '.join(choices)}."
-                    f"{did_you_mean(value, choices)}"
-                )
+        check_choice("LiftedStructureLoss", "form", form, Form)
+        check_choice("LiftedStructureLoss", "distance", distance or "distance", Distance)
+        check_choice("LiftedStructureLoss", "reduction", reduction, Reduction)
+        check_choice("LiftedStructureLoss", "incomplete", incomplete, Incomplete)
         modified = form == "modified"
         foreign: dict[str, object] = {"alpha": alpha, "beta": beta, "epsilon": epsilon}
         if modified:

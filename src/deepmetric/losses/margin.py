@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.sampling import distance_log_weight
@@ -75,15 +75,8 @@ class MarginLoss(PairLoss):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("sampling", sampling, get_args(Sampling)),
-            ("reduction", reduction, get_args(Reduction)),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"`{name}` of MarginLoss is {value!r}; expected one of {', '.join(choices)}."
-                    f"{did_you_mean(value, choices)}"
-                )
+        check_choice("MarginLoss", "sampling", sampling, Sampling)
+        check_choice("MarginLoss", "reduction", reduction, Reduction)
         each = beta if isinstance(beta, list) else [beta] * (num_classes or 0)
         if num_classes is not None and (num_classes < 1 or len(each) != num_classes):
             raise InputError(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -60,11 +60,7 @@ class MultiSimilarityLoss(PairLoss):
         super().__init__()
         if alpha <= 0 or beta <= 0:
             raise InputError(f"`alpha` and `beta` must be above 0; got alpha={alpha}, beta={beta}.")
-        if reduction not in get_args(Reduction):
-            raise InputError(
-                f"`reduction` of MultiSimilarityLoss is {reduction!r}; expected one of "
-                f"{', '.join(get_args(Reduction))}.{did_you_mean(reduction, get_args(Reduction))}"
-            )
+        check_choice("MultiSimilarityLoss", "reduction", reduction, Reduction)
         self.alpha = alpha
         self.beta = beta
         self.base = base

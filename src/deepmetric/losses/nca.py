@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -59,15 +59,8 @@ class NCALoss(PairLoss):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("form", form, get_args(Form)),
-            ("similarity", similarity, get_args(Similarity)),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"`{name}` of NCALoss is {value!r}; expected one of {', '.join(choices)}."
-                    f"{did_you_mean(value, choices)}"
-                )
+        check_choice("NCALoss", "form", form, Form)
+        check_choice("NCALoss", "similarity", similarity, Similarity)
         if scale <= 0:
             raise InputError(f"`scale` of NCALoss must be above 0; got {scale}.")
         if neighbours is not None and neighbours < 1:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -48,11 +48,7 @@ class NPairsLoss(PairLoss):
 
     def __init__(self, pairs: PairsTaken = "first", normalize: bool = False, l2_weight: float = 0.0) -> None:
         super().__init__()
-        if pairs not in get_args(PairsTaken):
-            raise InputError(
-                f"`pairs` of NPairsLoss is {pairs!r}; expected one of {', '.join(get_args(PairsTaken))}."
-                f"{did_you_mean(pairs, get_args(PairsTaken))}"
-            )
+        check_choice("NPairsLoss", "pairs", pairs, PairsTaken)
         if l2_weight < 0:
             raise InputError(f"`l2_weight` of NPairsLoss must be at least 0; got {l2_weight}.")
         self.pairs = pairs

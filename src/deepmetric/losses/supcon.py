@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
@@ -52,11 +52,7 @@ class SupConLoss(PairLoss):
                 "`temperature` and `base_temperature` of SupConLoss must be above 0; got "
                 f"{temperature} and {base_temperature}."
             )
-        if reduction not in get_args(Reduction):
-            raise InputError(
-                f"`reduction` of SupConLoss is {reduction!r}; expected one of "
-                f"{', '.join(get_args(Reduction))}.{did_you_mean(reduction, get_args(Reduction))}"
-            )
+        check_choice("SupConLoss", "reduction", reduction, Reduction)
         self.temperature = temperature
         self.base_temperature = base_temperature
         self.reduction = reduction

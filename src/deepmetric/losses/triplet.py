@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from deepmetric.errors import InputError, did_you_mean
+from deepmetric.errors import check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison, PairList
@@ -78,17 +78,10 @@ class TripletLoss(PairLoss):
         normalize: bool = True,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("mining", mining, get_args(Mining)),
-            ("form", form, get_args(Form)),
-            ("reduction", reduction, get_args(Reduction)),
-            ("singletons", singletons, get_args(Singletons)),
-        ):
-            if value not in choices:
-                raise InputError(
-                    f"`{name}` of TripletLoss is {value!r}; expected one of {', '.join(choices)}."
-                    f"{did_you_mean(value, choices)}"
-                )
+        check_choice("TripletLoss", "mining", mining, Mining)
+        check_choice("TripletLoss", "form", form, Form)
+        check_choice("TripletLoss", "reduction", reduction, Reduction)
+        check_choice("TripletLoss", "singletons", singletons, Singletons)
         self.margin = margin
         self.mining: Mining = mining
         self.form = form

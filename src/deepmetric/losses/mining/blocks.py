@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError, did_you_mean
 from deepmetric.losses.inputs import Batch
 
 Form = Literal["distance", "squared_distance", "cosine"]
@@ -127,13 +126,3 @@ def blocks(
             same &= elsewhere
             other &= elsewhere
         yield Block(first, order.sqrt() if form == "distance" else order, order, noise, same, other)
-
-
-def checked_choice(miner: str, name: str, value: str, literal: object) -> None:
-    """Raise InputError unless ``value`` is one of the words of ``literal``."""
-    choices = get_args(literal)
-    if value not in choices:
-        raise InputError(
-            f"`{name}` of mining.{miner} is {value!r}; expected one of {', '.join(choices)}."
-            f"{did_you_mean(str(value), choices)}"
-        )

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.inputs import Batch, checked_batch
-from deepmetric.losses.mining.blocks import Form, Rows, blocks, checked_choice, rows_at_once
+from deepmetric.losses.mining.blocks import Form, Rows, blocks, rows_at_once
 from deepmetric.losses.mining.indices import PairIndices, joined
 
 
@@ -73,7 +73,7 @@ def pair_margin(
 
     Other arguments, and errors raised, as of :class:`deepmetric.losses.PairLoss`.
     """
-    checked_choice("pair_margin", "form", form, Form)
+    check_choice("mining.pair_margin", "form", form, Form)
     batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
     sign = -1.0 if form == "cosine" else 1.0
     parts = []

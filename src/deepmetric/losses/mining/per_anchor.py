@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.inputs import checked_batch
-from deepmetric.losses.mining.blocks import Block, blocks, checked_choice
+from deepmetric.losses.mining.blocks import Block, blocks
 from deepmetric.losses.mining.indices import PairIndices, Triplets, joined
 
 Choice = Literal["all", "easy", "hard", "semihard"]
@@ -78,8 +78,8 @@ def batch_easy_hard(
     :class:`deepmetric.losses.PairLoss`; an unknown word, and "semihard" beside "semihard" or "all", which name
     no pair to compare with, raise InputError too.
     """
-    checked_choice("batch_easy_hard", "positive", positive, Choice)
-    checked_choice("batch_easy_hard", "negative", negative, Choice)
+    check_choice("mining.batch_easy_hard", "positive", positive, Choice)
+    check_choice("mining.batch_easy_hard", "negative", negative, Choice)
     if "semihard" in (positive, negative) and {positive, negative} <= {"semihard", "all"}:
         raise InputError(
             f"mining.batch_easy_hard cannot take {positive!r} positives with {negative!r} negatives: semi-hard is "

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.inputs import checked_batch
-from deepmetric.losses.mining.blocks import Block, Form, Rows, blocks, checked_choice, rows_at_once
+from deepmetric.losses.mining.blocks import Block, Form, Rows, blocks, rows_at_once
 from deepmetric.losses.mining.indices import Triplets, joined
 
 Kind = Literal["all", "easy", "hard", "semihard"]
@@ -44,8 +44,8 @@ def triplet_margin(
     many as N x M x M triplets, but only those kept take memory. Other arguments, and errors raised, as of
     :class:`deepmetric.losses.PairLoss`; an unknown word raises InputError too.
     """
-    checked_choice("triplet_margin", "kind", kind, Kind)
-    checked_choice("triplet_margin", "form", form, Form)
+    check_choice("mining.triplet_margin", "kind", kind, Kind)
+    check_choice("mining.triplet_margin", "form", form, Form)
     batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
     parts = []
     for block in blocks(batch, form, normalize=normalize):
