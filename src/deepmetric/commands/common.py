@@ -58,9 +58,3 @@ def open_items(source: str, split: str, skip_unreadable: bool) -> Dataset:
 def one_split(dataset: Dataset, split: str) -> Dataset:
     """The items of a split, or all of them for "all"."""
     return dataset if split == "all" else dataset.split(split)
-
-
-def best_device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deepmetric.commands.common import DATA_HELP, RUN_HELP, add_embedding_options, best_device, open_items
+from deepmetric.commands.common import DATA_HELP, RUN_HELP, add_embedding_options, open_items
+from deepmetric.device import best_device
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

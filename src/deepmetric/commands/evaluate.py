@@ -10,10 +10,10 @@ from deepmetric.commands.common import (
     DATA_HELP,
     RUN_HELP,
     add_embedding_options,
-    best_device,
     one_split,
     open_items,
 )
+from deepmetric.device import best_device
 from deepmetric.errors import InputError
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from deepmetric.training.recipe import Recipe
 
 # What jsonargparse says of a key or a name that it does not know.
 _UNKNOWN = re.compile(
-    r"[Oo]ption '(?P<a>[\w.]+)' is not accepted|does not accept option '(?P<b>[\w.]+)'"
-    r"|unrecognized arguments: --(?P<c>[\w.\-]+)|has no attribute '(?P<d>\w+)'|No module named '(?P<e>[\w.]+)'"
+    r"[Oo]ption '([\w.]+)' is not accepted|does not accept option '([\w.]+)'"
+    r"|unrecognized arguments: --([\w.\-]+)|has no attribute '(\w+)'|No module named '([\w.]+)'"
 )
 
 
@@ -95,13 +95,7 @@ def _explain(message: str, arguments: list[str]) -> str:
 
 
 def _nearest(unknown: str, message: str, arguments: list[str]) -> str:
-    named = [
-        path
-        for pair in re.findall(r"class_path='([\w.]+)'|class_path '([\w.]+)'", message)
-        for path in pair
-        if path
-    ]
-    near = {"class_path", "init_args"} | _names(named)
+    near = {"class_path", "init_args"} | _names(re.findall(r"class_path[= ]'([\w.]+)'", message))
     far = _recipe_keys() | _names(_named_classes(arguments))
     words = unknown.split(".")
     wrong = next((word for word in words if word not in near | far), words[-1])

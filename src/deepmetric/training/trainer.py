@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from deepmetric.data import Dataset, MPerClassSampler, make_loader, numbered
+from deepmetric.device import best_device
 from deepmetric.errors import InputError
 from deepmetric.evaluation import evaluate_model
 from deepmetric.models import EmbeddingModel
@@ -79,10 +80,9 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on."""
-        epoch, position = divmod(self.step, len(self.sampler))
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
-            "sampler": {"epoch": epoch, "position": position},
+            "sampler": self._sampler_state(),
             "progress": {
                 "step": self.step,
                 "best": self.best,
@@ -96,11 +96,15 @@ class Trainer:
             },
         }
 
+    def _sampler_state(self) -> dict[str, int]:
+        """Where the batch of the next step comes from. What workers have read ahead does not count: the step does."""
+        epoch, position = divmod(self.step, len(self.sampler))
+        return {"epoch": epoch, "position": position}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where :meth:`state_dict` was taken."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
-        self.sampler.load_state_dict(state["sampler"])
         progress = state["progress"]
         self.step, self.best, self.stale = progress["step"], progress["best"], progress["stale"]
         self.finished = progress["finished"]
@@ -130,15 +134,11 @@ class Trainer:
             self.log.close()
 
     def _batches(self) -> Iterator[Any]:
-        """The batches of the remaining steps. What is read ahead by workers does not count: the step does."""
-
-        def index_batches() -> Iterator[list[int]]:
-            epoch, position = divmod(self.step, len(self.sampler))
-            self.sampler.load_state_dict({"epoch": epoch, "position": position})
-            while True:
-                yield from self.sampler
-
-        remaining = islice(index_batches(), self.loop.steps - self.step)
+        """The batches of the remaining steps."""
+        self.sampler.load_state_dict(self._sampler_state())
+        # The sampler goes on to the next epoch by itself each time it is iterated.
+        epochs = chain.from_iterable(repeat(self.sampler))
+        remaining = islice(epochs, self.loop.steps - self.step)
         return iter(
             make_loader(
                 self.train_data,
@@ -168,7 +168,7 @@ class Trainer:
             if self.step % self.loop.evaluate_every == 0 or last:
                 self._evaluate(bar)
                 since, items = time.perf_counter(), 0
-                if self._out_of_patience(bar):
+                if self.finished:
                     return
             elif self.step % self.loop.checkpoint_every == 0:
                 self._save()
@@ -233,8 +233,11 @@ class Trainer:
                 self.schedule.on_score(score)
             self.stale = 0 if improved else self.stale + 1
             self.best = max(self.best, score)
-        self.finished = self.step == self.loop.steps or self._patience_spent()
+        impatient = self.loop.patience is not None and self.stale >= self.loop.patience
+        self.finished = self.step == self.loop.steps or impatient
         self._save(best=improved)
+        if impatient:
+            bar.write(f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
 
     def _save(self, best: bool = False) -> None:
         self.log.sync()
@@ -245,19 +248,10 @@ class Trainer:
         # Last: a kill in between leaves an older `last`, from which the rest is made again.
         save_checkpoint(self.run.last_checkpoint, state)
 
-    def _patience_spent(self) -> bool:
-        return self.loop.patience is not None and self.stale >= self.loop.patience
-
-    def _out_of_patience(self, bar: tqdm) -> bool:
-        if not self._patience_spent():
-            return False
-        bar.write(f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
-        return True
-
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = best_device()
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
