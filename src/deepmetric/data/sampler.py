@@ -65,10 +65,14 @@ class MPerClassSampler:
         self.epoch = 0
         self.position = 0
 
+    @property
+    def batch_size(self) -> int:
+        """Items in a batch, over all ranks."""
+        return self.classes_per_batch * self.instances
+
     def __len__(self) -> int:
         """Batches in an epoch, those already yielded included."""
-        per_batch = self.classes_per_batch * self.instances
-        return max(len(self._class_of) // per_batch, -(-len(self._sizes) // self.classes_per_batch))
+        return max(len(self._class_of) // self.batch_size, -(-len(self._sizes) // self.classes_per_batch))
 
     def __iter__(self) -> Iterator[list[int]]:
         plan = self._plan(self.epoch)[self.position :]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from deepmetric.data import Dataset, MPerClassSampler
 from deepmetric.losses import CrossBatchMemory
 from deepmetric.models import EmbeddingModel
+from deepmetric.training.procedure import Procedure
 from deepmetric.training.schedules import Schedule
 
 # `Optional[X]` and quoted-free annotations: jsonargparse reads these at run time, also on Python 3.10.
@@ -77,6 +78,7 @@ class Recipe:
         optimizer: made from the parameter groups.
         schedule: of the learning rate; made from the optimiser and the number of steps.
         memory: wraps the loss; made from the loss and the width of the embedding.
+        procedure: what training does beside taking steps, for systems that are more than a loss.
         augmentation: training transforms in this order, torchvision v2 on uint8 images; null takes the model's own
             preprocessing.
         learning_rates: where parts differ from the optimiser's learning rate.
@@ -91,6 +93,7 @@ class Recipe:
     optimizer: Callable[[list], Optimizer]
     schedule: Callable[[Optimizer, int], Schedule]
     memory: Callable[[nn.Module, int], CrossBatchMemory] | None = None
+    procedure: Callable[[], Procedure] | None = None
     augmentation: list[Callable[[], nn.Module]] | None = None
     learning_rates: LearningRates = field(default_factory=LearningRates)
     training: Loop = field(default_factory=Loop)

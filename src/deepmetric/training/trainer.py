@@ -23,6 +23,7 @@ from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
 from deepmetric.training.guards import CollapseWatch, check_finite
 from deepmetric.training.log import MetricsLog, progress_bar
 from deepmetric.training.optim import parameter_groups
+from deepmetric.training.procedure import Procedure
 from deepmetric.training.recipe import Recipe
 from deepmetric.training.run import Run, initial_model
 
@@ -62,10 +63,12 @@ class Trainer:
         self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")
         self.watch = CollapseWatch()
+        self.procedure = recipe.procedure() if recipe.procedure else Procedure()
         self.step = 0
         self.best = -math.inf
         self.stale = 0  # evaluations since the best one
         self.finished = False
+        self.procedure.setup(self)
 
     # ---- state ----
 
@@ -76,6 +79,7 @@ class Trainer:
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "scaler": self.scaler,
+            "procedure": self.procedure,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,6 +131,7 @@ class Trainer:
         bar = progress_bar(self.loop.steps, self.step)
         try:
             if not resume:
+                self.procedure.begin()
                 self._evaluate(bar)
             self._steps(bar)
         finally:
@@ -134,17 +139,24 @@ class Trainer:
             self.log.close()
 
     def _batches(self) -> Iterator[Any]:
-        """The batches of the remaining steps."""
+        """The batches of the remaining steps, with a loader of its own for each stretch between two refreshes."""
+        every = self.procedure.refresh_every or self.loop.steps
+        while self.step < self.loop.steps:
+            passed = self.step % every
+            if self.procedure.refresh_every and not passed:
+                self.procedure.refresh()
+            # The loop counts the step before it asks for the next batch.
+            yield from self._dealt(min(every - passed, self.loop.steps - self.step))
+
+    def _dealt(self, steps: int) -> Iterator[Any]:
+        """The batches of the next ``steps`` steps."""
         self.sampler.load_state_dict(self._sampler_state())
         # The sampler goes on to the next epoch by itself each time it is iterated.
-        epochs = chain.from_iterable(repeat(self.sampler))
-        remaining = islice(epochs, self.loop.steps - self.step)
+        batches = islice(chain.from_iterable(repeat(self.sampler)), steps)
         return iter(
             make_loader(
                 self.train_data,
-                batch_sampler=numbered(
-                    remaining, self.step * self.sampler.classes_per_batch * self.sampler.instances
-                ),
+                batch_sampler=numbered(batches, self.step * self.sampler.batch_size),
                 workers=self.loop.workers,
                 seed=self.recipe.seed,
             )
@@ -192,10 +204,12 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        return embeddings.detach(), loss.detach()
+        embeddings, loss = embeddings.detach(), loss.detach()
+        self.procedure.after_step(embeddings, labels, indices, loss)
+        return embeddings, loss
 
     def _log_step(self, loss: Tensor, embeddings: Tensor, bar: tqdm) -> None:
-        record: dict[str, Any] = {"step": self.step, "loss": float(loss)}
+        record: dict[str, Any] = {"step": self.step, "loss": float(loss), **self.procedure.metrics()}
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr()):
             record[f"lr_{group['name']}"] = rate
         self.log.write(record, "train")
