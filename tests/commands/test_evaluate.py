@@ -47,6 +47,26 @@ def test_table(run_folder: Path, capsys) -> None:
     assert lines[10] == "none of these 8 classes is among the 18 that the model was trained on"
 
 
+def test_post_processing_side_by_side(run_folder: Path, capsys) -> None:
+    steps = ["query_expansion(k=2)", "whitening(dim=4) + k_reciprocal(k1=5, k2=2)"]
+    assert main(["evaluate", str(run_folder), "--json", "--bootstrap", "100", "--post", *steps]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert list(got["post"]) == steps
+    for scores in got["post"].values():
+        assert scores["queries"] == 64
+        assert scores["map@r"] != got["map@r"]
+        assert scores["intervals"]["map@r"][0] < scores["map@r"]
+    assert main(["evaluate", str(run_folder), "--bootstrap", "0", "--post", "views"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == [
+        *["metric", "value", "95%", "interval", "views", "95%", "interval"]
+    ]
+
+
+def test_whitening_without_training_items(run_folder: Path, capsys) -> None:
+    assert main(["evaluate", str(run_folder / "model"), "--data", "glyphs", "--post", "whitening"]) == 2
+    assert "learns from the items that the model was trained on" in capsys.readouterr().err
+
+
 def test_same_data_keeps_the_splits_of_the_run(run_folder: Path, image_folder: Path, capsys) -> None:
     def scores(*extra: str) -> dict:
         assert main(["evaluate", str(run_folder), "--json", "--bootstrap", "0", *extra]) == 0

@@ -19,6 +19,7 @@ from deepmetric.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from jsonargparse import ArgumentParser, Namespace
 
     from deepmetric.data import Dataset
@@ -52,6 +53,15 @@ def configure(parser: ArgumentParser) -> None:
         "--untrained", action="store_true", help="also the model as it was before training, side by side"
     )
     parser.add_argument(
+        "--post",
+        nargs="+",
+        default=[],
+        metavar="STEPS",
+        help="also with post-processing, each side by side: views (mirrored; 'views(crops=5)'), whitening, "
+        "database_augmentation, query_expansion, k_reciprocal, with arguments as in 'query_expansion(k=3, alpha=3)', "
+        "joined as in 'whitening + query_expansion'",
+    )
+    parser.add_argument(
         "--per_query",
         "--per-query",
         metavar="FILE.parquet",
@@ -65,11 +75,13 @@ def run(args: Namespace) -> int:
     from pathlib import Path
 
     from deepmetric.evaluation import evaluate_model
+    from deepmetric.evaluation.postprocessing import parse_chain
     from deepmetric.models.load import load
 
     run = _run_of(Path(args.run))
     if args.untrained and run is None:
         raise InputError(f"--untrained needs the recipe of a run, and {args.run} is not a run's folder.")
+    chains = {text: parse_chain(text) for text in args.post}
     model = load(args.run)
     own = _own_data(run, needed=args.data is None)
     items = _items(args, own)
@@ -78,28 +90,48 @@ def run(args: Namespace) -> int:
         "ks": args.ks,
         "clustering": args.clustering,
         "bootstrap": args.bootstrap,
+    }
+    embedding = {
         "batch_size": args.batch_size,
         "workers": args.workers,
         "device": best_device(),
         "progress": True,
     }
-    scores = evaluate_model(model, items, **options)
-    untrained = None
+    scores = evaluate_model(model, items, **embedding, **options)
+    beside = {}
     if args.untrained:
         assert run is not None
-        untrained = evaluate_model(run.untrained_model(), items, **options)
+        beside["untrained"] = evaluate_model(run.untrained_model(), items, **embedding, **options)
+    for text, chain in chains.items():
+        if "whitening" in chain.steps:
+            chain = chain._replace(training=_training_embeddings(args, chain.model(model), own, embedding))
+        beside[text] = evaluate_model(chain.model(model), items, chain=chain, **embedding, **options)
     per_query = _per_query_file(args, run)
     if per_query is not None:
         _save_per_query(scores, items, per_query)
     if args.json:
-        print(json.dumps(_as_json(args, scores, untrained, classes, per_query), ensure_ascii=False))
+        print(json.dumps(_as_json(args, scores, beside, classes, per_query), ensure_ascii=False))
     else:
-        print(_table(scores, untrained))
+        print(_table({"value": scores, **beside}))
         print(_counts(scores, items))
         print(classes["text"])
         if per_query is not None:
             print(f"each query's metrics: {per_query}")
     return 0
+
+
+def _training_embeddings(
+    args: Namespace, model: Any, own: Dataset | None, embedding: dict[str, Any]
+) -> np.ndarray:
+    """What whitening learns from: never the items that are tested."""
+    from deepmetric.evaluation import embed_dataset
+
+    if own is None or "train" not in own.splits:
+        raise InputError(
+            f"whitening learns from the items that the model was trained on, and {args.run} does not know them. "
+            "Name a run whose data is still there."
+        )
+    return embed_dataset(model, own.split("train"), **embedding)
 
 
 def _run_of(path: Path) -> Run | None:
@@ -185,7 +217,7 @@ def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Non
 def _as_json(
     args: Namespace,
     scores: RetrievalMetrics,
-    untrained: RetrievalMetrics | None,
+    beside: dict[str, RetrievalMetrics],
     classes: dict[str, Any],
     per_query: Path | None,
 ) -> dict[str, Any]:
@@ -200,7 +232,8 @@ def _as_json(
         **plain(scores),
         "classes_also_trained_on": classes["shared"],
         "per_query": None if per_query is None else str(per_query),
-        **({} if untrained is None else {"untrained": plain(untrained)}),
+        **({"untrained": plain(beside["untrained"])} if "untrained" in beside else {}),
+        **({"post": {name: plain(beside[name]) for name in args.post}} if args.post else {}),
     }
 
 
@@ -208,21 +241,24 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no NaN
 
 
-def _table(scores: RetrievalMetrics, untrained: RetrievalMetrics | None) -> str:
+def _table(columns: dict[str, RetrievalMetrics]) -> str:
+    """A metric a line; for each column its value and its interval."""
+
     def interval(metrics: RetrievalMetrics, name: str) -> str:
         ends = metrics.intervals.get(name)
         return "" if ends is None else f"{ends[0]:.4f} - {ends[1]:.4f}"
 
-    names = [*scores.per_query, *(name for name in ("nmi", "ami") if name in scores)]
-    header = f"{'metric':<12}  {'value':>7}  {'95% interval':<15}"
-    if untrained is not None:
-        header += f"  {'untrained':>9}  {'95% interval':<15}"
-    lines = [header.rstrip()]
+    first = next(iter(columns.values()))
+    names = [*first.per_query, *(name for name in ("nmi", "ami") if name in first)]
+    widths = {title: max(9, len(title)) for title in columns}
+    header = [f"{'metric':<12}"]
+    header += [f"{title:>{widths[title]}}  {'95% interval':<15}" for title in columns]
+    lines = ["  ".join(header).rstrip()]
     for name in names:
-        line = f"{name:<12}  {scores[name]:>7.4f}  {interval(scores, name):<15}"
-        if untrained is not None:
-            line += f"  {untrained[name]:>9.4f}  {interval(untrained, name):<15}"
-        lines.append(line.rstrip())
+        cells = [f"{name:<12}"]
+        for title, metrics in columns.items():
+            cells.append(f"{metrics[name]:>{widths[title]}.4f}  {interval(metrics, name):<15}")
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deepmetric.evaluation.bootstrap import class_bootstrap
 from deepmetric.evaluation.clustering import cluster, clustering_metrics
 from deepmetric.evaluation.embed import embed_dataset
-from deepmetric.evaluation.evaluate import evaluate_model
+from deepmetric.evaluation.evaluate import evaluate_embeddings, evaluate_model
 from deepmetric.evaluation.metrics import RetrievalMetrics, retrieval_metrics
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "cluster",
     "clustering_metrics",
     "embed_dataset",
+    "evaluate_embeddings",
     "evaluate_model",
     "retrieval_metrics",
 ]

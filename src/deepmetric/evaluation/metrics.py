@@ -13,7 +13,7 @@ from deepmetric.evaluation.bootstrap import class_bootstrap
 from deepmetric.evaluation.clustering import cluster, clustering_metrics
 from deepmetric.evaluation.inputs import as_classes, as_embeddings, as_labels
 from deepmetric.evaluation.neighbours import BLOCK_BYTES, Ranks, rank_positives
-from deepmetric.evaluation.similarity import Similarity
+from deepmetric.evaluation.similarity import Reranking, Similarity
 
 
 class RetrievalMetrics(dict[str, float]):
@@ -41,7 +41,7 @@ def retrieval_metrics(
     gallery_labels: Any = None,
     *,
     ks: Sequence[int] = (1, 2, 4, 8),
-    similarity: Similarity = "cosine",
+    similarity: Similarity | Reranking = "cosine",
     self_index: Any = None,
     clustering: bool = False,
     bootstrap: int = 0,
@@ -77,7 +77,8 @@ def retrieval_metrics(
         ks: the k of recall@k.
         similarity: "cosine" (rows are normalised here), "dot", or "euclidean" (nearer is more similar). The
             last two are always computed in float64, because nothing bounds the rounding of vectors of any
-            length.
+            length. Or a re-ranking, such as
+            :class:`~deepmetric.evaluation.postprocessing.KReciprocal`.
         self_index: ``[N]`` row of each query in ``gallery``, to be left out; -1 for one that is not in there.
             For queries that are part of a given gallery.
         clustering: add ``nmi`` and ``ami`` of a k-means clustering of the queries into as many clusters as
@@ -120,9 +121,9 @@ def retrieval_metrics(
         q, g = q.to(torch.promote_types(q.dtype, g.dtype)), g.to(torch.promote_types(q.dtype, g.dtype))
         own = None if self_index is None else _as_self_index(self_index, len(q), len(g))
     ks = _as_ks(ks)
-    if similarity not in get_args(Similarity):
+    if isinstance(similarity, str) and similarity not in get_args(Similarity):
         choices = get_args(Similarity)
-        hint = did_you_mean(str(similarity), choices)
+        hint = did_you_mean(similarity, choices)
         raise InputError(f"`similarity` must be one of {', '.join(choices)}, got {similarity!r}.{hint}")
 
     q_classes, g_classes = as_classes(q_labels, g_labels)
@@ -147,7 +148,8 @@ def retrieval_metrics(
         for name, column in per_query.items()
     }
     if clustering:
-        rows = torch.nn.functional.normalize(q, dim=1) if similarity == "cosine" else q
+        unit = similarity not in ("dot", "euclidean")
+        rows = torch.nn.functional.normalize(q, dim=1) if unit else q
         assignment = cluster(rows.cpu().numpy(), len(np.unique(q_classes)), seed)
         values |= clustering_metrics(q_classes, assignment)
     values["queries"] = len(q)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deepmetric.evaluation.similarity import Similarity, Space, prepare
+from deepmetric.evaluation.similarity import Reranking, Similarity, Space, prepare
 
 BLOCK_BYTES = 32 * 2**20  # larger blocks leave the processor's caches and are slower
 MIN_BLOCK_ROWS = 16  # fewer make the matrix product slow; and 16 rows are no more than the gallery itself
@@ -54,7 +54,7 @@ def rank_positives(
     gallery_classes: Tensor,  # [M] int64, the same numbering
     self_index: Tensor | None,  # [N] int64: each query's own row in the gallery, -1 = it is not there
     *,
-    similarity: Similarity = "cosine",
+    similarity: Similarity | Reranking = "cosine",
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Ranks]:
     """Rank the positives of every query; yields :class:`Ranks`, a block of queries at a time, in any order.

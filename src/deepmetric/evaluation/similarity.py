@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -37,12 +37,21 @@ class Space:
         return line - self.relative_slack * value.abs() if self.relative_slack else line
 
 
-def prepare(query: Tensor, gallery: Tensor | None, similarity: Similarity) -> Space:
+class Reranking(Protocol):
+    """A similarity that depends on more than the two rows, such as
+    :class:`~deepmetric.evaluation.postprocessing.KReciprocal`."""
+
+    def prepare(self, query: Tensor, gallery: Tensor | None) -> Space: ...
+
+
+def prepare(query: Tensor, gallery: Tensor | None, similarity: Similarity | Reranking) -> Space:
     """Normalise or centre as the similarity wants. ``gallery`` None: the queries themselves."""
+    if not isinstance(similarity, str):
+        return similarity.prepare(query, gallery)
     if similarity == "cosine":
         # Rows of length one bound the rounding whatever the input, so float32 is safe.
-        q = _unit(query)
-        g = q if gallery is None else _unit(gallery)
+        q = unit_rows(query)
+        g = q if gallery is None else unit_rows(gallery)
         return Space(q, g, None, q.new_full((len(q),), 4 * torch.finfo(q.dtype).eps), 0.0)
     # Rounding grows with the norms, and norms of raw vectors can be anything: float64.
     q = query.double()
@@ -58,7 +67,7 @@ def prepare(query: Tensor, gallery: Tensor | None, similarity: Similarity) -> Sp
     return Space(2 * q, g, -g.square().sum(dim=1), 2 * eps * q.square().sum(dim=1), eps)
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit_rows(x: Tensor) -> Tensor:
     """Rows of length one; a row of zeros stays so and has similarity 0 to everything."""
     # By the largest entry first, so that squares neither overflow nor vanish.
     x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
