@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from deepmetric.errors import InputError
 from deepmetric.evaluation import embed_dataset
 from deepmetric.training import Procedure, Run, Trainer
 from deepmetric.training.parse import parse_recipe
@@ -112,3 +113,23 @@ def test_a_refresh_follows_the_checkpoint_of_its_step(recipe_file, tmp_path, mon
     again = build(recipe_file, tmp_path / "run", "--training.checkpoint_every", "7")
     again.train(resume=True)
     assert again.procedure.calls[:2] == [("refresh", 7), ("step", 8)]
+
+
+def test_the_data_s_categories_reach_the_sampler(recipe_file, tmp_path, image_folder):
+    for label in range(30):
+        (tmp_path / "nested" / f"group_{label % 10}").mkdir(parents=True, exist_ok=True)
+        name = f"class_{label:02}"
+        (tmp_path / "nested" / f"group_{label % 10}" / name).symlink_to(image_folder / name)
+    sampler = tmp_path / "sampler.yaml"
+    sampler.write_text(
+        "sampler:\n  class_path: deepmetric.data.HierarchicalSampler\n"
+        "  init_args: {categories_per_batch: 2, classes_per_category: 2}\n"
+    )
+    arguments = ["--config", str(sampler), "--training.steps", "2"]
+    trainer = trained(
+        recipe_file, tmp_path / "run", *arguments, "--data.root", str(tmp_path / "nested"), procedure=None
+    )
+    groups = trainer.train_data.categories[next(iter(trainer.sampler))].reshape(2, -1)
+    assert (groups == groups[:, :1]).all()
+    with pytest.raises(InputError, match="needs categories, and the data has none"):
+        build(recipe_file, tmp_path / "other", *arguments, procedure=None)

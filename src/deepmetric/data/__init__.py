@@ -6,29 +6,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from deepmetric.data.anchor_neighbour import AnchorNeighbourSampler as AnchorNeighbourSampler
     from deepmetric.data.dataset import Dataset as Dataset
     from deepmetric.data.dataset import Item as Item
     from deepmetric.data.folder import FolderDataset as FolderDataset
     from deepmetric.data.glyphs import GlyphsDataset as GlyphsDataset
+    from deepmetric.data.hierarchical import HierarchicalSampler as HierarchicalSampler
     from deepmetric.data.images import UnreadableImage as UnreadableImage
     from deepmetric.data.images import decode as decode
     from deepmetric.data.loader import Batch as Batch
     from deepmetric.data.loader import make_loader as make_loader
     from deepmetric.data.loader import numbered as numbered
+    from deepmetric.data.m_per_class import MPerClassSampler as MPerClassSampler
     from deepmetric.data.open import open_dataset as open_dataset
-    from deepmetric.data.sampler import MPerClassSampler as MPerClassSampler
+    from deepmetric.data.planned import PlannedSampler as PlannedSampler
+    from deepmetric.data.shuffled import ShuffledSampler as ShuffledSampler
     from deepmetric.data.splits import ClassSplit as ClassSplit
     from deepmetric.data.table import TableDataset as TableDataset
+    from deepmetric.data.triplets import TripletSampler as TripletSampler
 
 _MODULES = {
+    "AnchorNeighbourSampler": "anchor_neighbour",
     "Batch": "loader",
     "ClassSplit": "splits",
     "Dataset": "dataset",
     "FolderDataset": "folder",
     "GlyphsDataset": "glyphs",
+    "HierarchicalSampler": "hierarchical",
     "Item": "dataset",
-    "MPerClassSampler": "sampler",
+    "MPerClassSampler": "m_per_class",
+    "PlannedSampler": "planned",
+    "ShuffledSampler": "shuffled",
     "TableDataset": "table",
+    "TripletSampler": "triplets",
     "UnreadableImage": "images",
     "decode": "images",
     "make_loader": "loader",

@@ -18,7 +18,8 @@ from deepmetric.errors import InputError
 class FolderDataset(Dataset):
     """``root/class/image`` or ``root/train|val|test/class/image``, in a folder or a .zip file of the same.
 
-    The folder that holds an image is its class; nested folders give names such as ``alphabet/character``. A single
+    The folder that holds an image is its class; nested folders give names such as ``alphabet/character``
+    and, where all classes are nested, their top folder as the category. A single
     folder that wraps everything is entered by itself. ``valid`` and ``validation`` are read as ``val``. Files that are
     no images by their extension, hidden ones and ``__MACOSX`` are passed over. Items are sorted by id, which is the
     path relative to ``root``.
@@ -64,7 +65,14 @@ class FolderDataset(Dataset):
         classes = sorted(set(folders), key=natural_key)
         label_of = {name: label for label, name in enumerate(classes)}
         labels = np.array([label_of[name] for name in folders], dtype=np.int64)
-        super().__init__(ids, labels, classes, item_splits(labels, classes, given, split))
+        nested = all("/" in name for name in classes)
+        super().__init__(
+            ids,
+            labels,
+            classes,
+            item_splits(labels, classes, given, split),
+            categories=np.array([name.partition("/")[0] for name in folders]) if nested else None,
+        )
         self._names = self.ids
         if skip_unreadable:
             leave_out_unreadable(self)

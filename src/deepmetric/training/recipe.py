@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 from torch.optim import Optimizer
 
-from deepmetric.data import Dataset, MPerClassSampler
+from deepmetric.data import Dataset, PlannedSampler
 from deepmetric.losses import CrossBatchMemory
 from deepmetric.models import EmbeddingModel
 from deepmetric.training.procedure import Procedure
@@ -89,7 +89,7 @@ class Recipe:
     data: Callable[[], Dataset]
     model: Callable[[], EmbeddingModel]
     loss: Callable[[], nn.Module]
-    sampler: Callable[[np.ndarray], MPerClassSampler]
+    sampler: Callable[[np.ndarray], PlannedSampler]
     optimizer: Callable[[list], Optimizer]
     schedule: Callable[[Optimizer, int], Schedule]
     memory: Callable[[nn.Module, int], CrossBatchMemory] | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from deepmetric.data import Dataset, MPerClassSampler, make_loader, numbered
+from deepmetric.data import Dataset, HierarchicalSampler, PlannedSampler, make_loader, numbered
 from deepmetric.device import best_device
 from deepmetric.errors import InputError
 from deepmetric.evaluation import evaluate_model
@@ -58,7 +58,9 @@ class Trainer:
         loss = recipe.loss()
         self.loss: nn.Module = recipe.memory(loss, self.model.embedding_dim) if recipe.memory else loss
         self.loss.to(self.device).train()
-        self.sampler: MPerClassSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed)  # type: ignore[call-arg]
+        self.sampler: PlannedSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed)  # type: ignore[call-arg]
+        if isinstance(self.sampler, HierarchicalSampler):
+            self.sampler.categories = self.train_data.categories
         self.optimizer = recipe.optimizer(parameter_groups(self.model, self.loss, recipe.learning_rates))
         self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")

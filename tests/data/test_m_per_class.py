@@ -77,66 +77,6 @@ def test_short_classes_give_their_items_in_rounds(case):
             assert len(times) == min(n, m)
 
 
-@given(cases())
-def test_an_epoch_depends_on_seed_and_epoch_alone(case):
-    assert epoch_of(*case) == epoch_of(*case)
-
-
-def test_seeds_and_epochs_differ():
-    labels = np.repeat(np.arange(20), 8)
-    drawn = [epoch_of(labels, 5, 4, seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
-    assert all(a != b for i, a in enumerate(drawn) for b in drawn[:i])
-
-
-@given(cases(), st.integers(0, 30))
-def test_state_continues_identically(case, stop):
-    labels, p, m, seed, _ = case
-
-    def stream(sampler):
-        while True:
-            yield from sampler
-
-    source = stream(MPerClassSampler(labels, p, m, seed=seed))
-    unbroken = [next(source) for _ in range(stop + 10)]
-    broken = MPerClassSampler(labels, p, m, seed=seed)
-    source = stream(broken)
-    first = [next(source) for _ in range(stop)]
-    resumed = MPerClassSampler(labels, p, m, seed=seed)
-    resumed.load_state_dict(broken.state_dict())
-    source = stream(resumed)
-    assert first + [next(source) for _ in range(10)] == unbroken
-
-
-@given(cases(), st.integers(0, 30))
-def test_position_can_be_counted_from_outside(case, steps):
-    """What a trainer with workers does: it knows how many batches it has used, nothing else."""
-    labels, p, m, seed, _ = case
-    counted = MPerClassSampler(labels, p, m, seed=seed)
-    counted.load_state_dict({"epoch": 0, "position": steps})
-    walked = MPerClassSampler(labels, p, m, seed=seed)
-    source = iter(walked)
-    for _ in range(steps):
-        if next(source, None) is None:
-            source = iter(walked)
-            next(source)
-    assert counted.state_dict() == walked.state_dict()
-
-
-def test_the_end_of_an_epoch_is_the_start_of_the_next():
-    sampler = MPerClassSampler(np.repeat(np.arange(6), 4), 3, 2)
-    assert len(list(sampler)) == len(sampler) == 4
-    assert sampler.state_dict() == {"epoch": 1, "position": 0}
-
-
-def test_set_epoch_keeps_the_position_within_the_epoch():
-    sampler = MPerClassSampler(np.repeat(np.arange(6), 4), 3, 2)
-    sampler.load_state_dict({"epoch": 2, "position": 3})
-    sampler.set_epoch(2)
-    assert sampler.state_dict() == {"epoch": 2, "position": 3}
-    sampler.set_epoch(5)
-    assert sampler.state_dict() == {"epoch": 5, "position": 0}
-
-
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
 def test_ranks_joined_are_the_single_batch(per_rank, world, m, epoch):
     labels = np.repeat(np.arange(13), [1, 2, 3, 4, 5, 6, 7, 1, 2, 3, 4, 5, 6])
