@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 import yaml
 
 from deepmetric.errors import InputError
@@ -137,24 +139,41 @@ def test_unknown_recipe_names_the_nearest():
         find_recipe("data/glyps")
 
 
-def test_every_shipped_pair_of_data_and_system_builds_its_parts():
+def test_every_shipped_recipe_builds_its_parts():
+    """Each system on the embedded data, each data set and each model with one system."""
     names = shipped_recipes()
-    data = [name for name in names if name.startswith("data/")]
-    systems = [name for name in names if name.startswith("systems/")]
-    assert len(data) >= 5
-    assert len(systems) >= 3
-    for one in data:
-        for other in systems:
-            recipe = parse_recipe(["--config", str(names[one]), "--config", str(names[other])])[0]
-            loss = recipe.loss()
-            if recipe.memory is not None:
-                recipe.memory(loss, 8)
-            optimizer = recipe.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
-            recipe.schedule(optimizer, recipe.training.steps)
-            for make in recipe.augmentation or []:
-                make()
+    kinds = {
+        kind: [name for name in names if name.startswith(f"{kind}/")]
+        for kind in ("data", "systems", "models")
+    }
+    assert [len(kinds[kind]) >= least for kind, least in (("data", 5), ("systems", 10), ("models", 3))] == [
+        True
+    ] * 3
+    together = [("data/glyphs", system) for system in kinds["systems"]]
+    together += [(data, "systems/contrastive_xbm") for data in kinds["data"]]
+    together += [("data/folder", model, "systems/multi_similarity") for model in kinds["models"]]
+    for files in together:
+        recipe = parse_recipe([word for name in files for word in ("--config", str(names[name]))])[0]
+        loss = recipe.loss()
+        if recipe.memory is not None:
+            recipe.memory(loss, 8)
+        optimizer = recipe.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+        recipe.schedule(optimizer, recipe.training.steps)
+        for make in recipe.augmentation or []:
+            make()
     for name, path in names.items():
         assert path.read_text(encoding="utf8").startswith("# "), name
+
+
+def test_models_name_backbones_that_there_are():
+    """Not built here: their weights are a download."""
+    for name, path in shipped_recipes().items():
+        if name.startswith("models/"):
+            source, _, backbone = yaml.safe_load(path.read_text())["model"]["init_args"][
+                "backbone"
+            ].partition(":")
+            known = {"timm": timm.list_pretrained, "torchvision": torchvision.models.list_models}
+            assert not backbone or backbone in known[source](), name
 
 
 def test_dump_keeps_numbers_that_torchvision_annotates_as_abstract(recipe_file, tmp_path):

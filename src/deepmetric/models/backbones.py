@@ -63,7 +63,9 @@ def build_backbone(
     except TypeError as error:
         raise InputError(f"backbone {name} cannot be built with {args}: {error}") from error
     if weights is not None:
-        load_exactly(backbone, read_weights(weights), weights)
+        state = read_weights(weights)
+        adapt = getattr(backbone, "adapt_weights", None)  # for files that other programs have made
+        load_exactly(backbone, state if adapt is None else adapt(state), weights)
     return backbone, getattr(backbone, "preprocessing", IMAGENET)
 
 

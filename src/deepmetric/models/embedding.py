@@ -53,10 +53,11 @@ class EmbeddingModel(
         mean: per channel, for pixels in [0, 1].
         std: per channel; may be negative to invert (mean 1, std -1 turns dark on light into light on dark).
         interpolation: nearest, nearest-exact, bilinear or bicubic.
+        bgr: the backbone gets the channels as B, G, R; mean and std are those of R, G, B in any case.
 
     Attributes:
         backbone, pooling, head: the parts that hold parameters.
-        preprocessing: size, resize, mean, std and interpolation as resolved.
+        preprocessing: size, resize, mean, std, interpolation and bgr as resolved.
 
     Raises:
         InputError: an argument that is wrong, or weights that cannot be had or do not match.
@@ -87,6 +88,7 @@ class EmbeddingModel(
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: str | None = None,
+        bgr: bool | None = None,
     ) -> None:
         super().__init__()
         self.normalize = normalize
@@ -95,7 +97,7 @@ class EmbeddingModel(
         self.backbone, wanted = build_backbone(
             backbone, backbone_args, pretrained=pretrained, weights=weights, size=size
         )
-        self.preprocessing: Preprocessing = wanted.override(size, resize, mean, std, interpolation)
+        self.preprocessing: Preprocessing = wanted.override(size, resize, mean, std, interpolation, bgr)
         # As buffers they move with the model; not saved, because they are settings, kept in the config.
         self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(3, 1, 1), persistent=False)
@@ -192,7 +194,8 @@ class EmbeddingModel(
             raise InputError(
                 f"images are {images.dtype}; expected uint8 (0-255), or floating and already normalised"
             )
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        normalised = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return normalised.flip(1) if self.preprocessing.bgr else normalised
 
     def _features(self, images: Tensor) -> Tensor:
         """Normalised images -> pooled features [B, width]."""
@@ -244,6 +247,7 @@ class EmbeddingModel(
             "mean": list(self.preprocessing.mean),
             "std": list(self.preprocessing.std),
             "interpolation": self.preprocessing.interpolation,
+            "bgr": self.preprocessing.bgr,
         }
         # A subclass may have other arguments; it gets back only its own.
         config.update({name: value for name, value in resolved.items() if name in config})

@@ -24,6 +24,7 @@ class Preprocessing:
         mean, std: per channel (RGB), for pixels scaled to [0, 1]. ``mean=(1, 1, 1), std=(-1, -1, -1)`` turns drawings
             dark on light into light on dark: (x - 1) / -1 = 1 - x.
         interpolation: nearest, nearest-exact, bilinear or bicubic; the last two are antialiased.
+        bgr: the backbone wants the channels reversed, as networks from Caffe do; mean and std stay those of R, G, B.
 
     Raises:
         InputError: a size below 1, ``resize`` below ``size``, not three means or stds, a zero std, an unknown
@@ -35,6 +36,7 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bilinear"
+    bgr: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -66,6 +68,7 @@ class Preprocessing:
         mean: list[float] | None = None,
         std: list[float] | None = None,
         interpolation: str | None = None,
+        bgr: bool | None = None,
     ) -> Preprocessing:
         """These settings with the given ones in their place; ``size`` alone keeps the crop's share of the image."""
         new = {
@@ -74,6 +77,7 @@ class Preprocessing:
             "mean": mean,
             "std": std,
             "interpolation": interpolation,
+            "bgr": bgr,
         }
         if size is not None and resize is None:
             new["resize"] = round(size * self.resize / self.size)

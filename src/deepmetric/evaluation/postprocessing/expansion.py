@@ -34,7 +34,7 @@ def query_expansion(
         InputError: ``alpha`` below 0, ``k`` beyond the gallery, and what :func:`retrieval_metrics` refuses.
 
     >>> query_expansion([[2.0, 0.0]], [[0.6, 0.8], [0.0, -1.0]], k=1)
-    array([[0.89442724, 0.4472136 ]], dtype=float32)
+    array([[0.8944272, 0.4472136]], dtype=float32)
     """
     if alpha < 0:
         raise InputError(f"`alpha` of query expansion is {alpha}; expected 0 (plain mean) or more.")
