@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepmetric.losses import CrossBatchMemory, PairLoss
+from deepmetric.losses import ClassLoss, CrossBatchMemory, PairLoss
 
 _SHARED = Path(os.environ.get("DEEPMETRIC_SHARED", Path(__file__).parents[3] / "shared"))
 FOLDER = Path(os.environ.get("GOLDEN_DIR", _SHARED / "golden"))
@@ -31,6 +31,7 @@ class Case:
         self.ref_embeddings = self._leaf("ref_embeddings")
         self.ref_labels = torch.tensor(fields["ref_labels"]) if "ref_labels" in fields else None
         self.beta = self._leaf("beta")
+        self.proxies = self._leaf("proxies")
         self.self_in_ref = torch.tensor(fields["self_in_ref"]) if "self_in_ref" in fields else None
         self.as_given = False  # whether our loss took the rows without normalising them
 
@@ -50,6 +51,15 @@ class Case:
         if self.ref_embeddings is None:
             return loss(self.embeddings, self.labels)
         return loss(self.embeddings, self.labels, self.ref_embeddings, self.ref_labels, self.self_in_ref)
+
+    def with_proxies(self, loss: ClassLoss) -> Tensor:
+        """Our loss, built without classes, of this case's batch with this case's proxies."""
+        assert self.proxies is not None
+        assert self.embeddings is not None
+        loss.set_classes(len(self.proxies) // loss.centers, self.embeddings.shape[1])
+        del loss.proxies
+        loss.proxies = self.proxies  # type: ignore[assignment]  # the leaf itself
+        return self.apply(loss)
 
     def through_memory(self, loss: PairLoss) -> Tensor:
         """The loss after the recorded batches went through our memory, which must hold what the peer's held."""
@@ -79,8 +89,13 @@ class Case:
         """The peer's numbers; where the peer fails or errs, the suggested convention's."""
         return self.fields if self.fields["status"] == "ok" else self.fields["suggested"]
 
+    def tolerance(self, of: str) -> dict[str, float]:
+        """rtol and atol for the "loss" or the "gradients", as the case has them."""
+        text = self.fields["tolerance"][of]
+        return {name: float(value) for name, value in re.findall(r"([ra]tol) ([-+.\de]+)", text)}
+
     def expected_gradient(self, name: str) -> Tensor | None:
-        """The gradient for "embeddings", "ref" or "beta" that our loss must give, None if none is recorded.
+        """The gradient for "embeddings", "ref", "beta" or "proxies" that our loss must give, None if none is recorded.
 
         Where the peer takes unit rows as given and ours divides by the norm, the tangential part is left.
         """
@@ -88,7 +103,7 @@ class Case:
         if self.expected.get(field) is None:
             return None
         gradient = torch.tensor(self.expected[field], dtype=torch.float64)
-        if name == "beta" or self.as_given or self.fields["normalization"].startswith("inside"):
+        if name in ("beta", "proxies") or self.as_given or self.fields["normalization"].startswith("inside"):
             return gradient
         if f"{field}_tangent" in self.expected:
             return torch.tensor(self.expected[f"{field}_tangent"], dtype=torch.float64)

@@ -1,7 +1,9 @@
 """Embeddings and labels to one number to be minimised. Needs torch alone.
 
 Every pair loss is called as ``loss(embeddings, labels)``, or against a reference set as
-``loss(embeddings, labels, ref_emb=..., ref_labels=...)``; see :class:`deepmetric.losses.base.PairLoss`.
+``loss(embeddings, labels, ref_emb=..., ref_labels=...)``; see :class:`deepmetric.losses.base.PairLoss`. Losses with a
+vector for each class are ``loss(embeddings, labels)`` with labels 0 ... C - 1; see
+:class:`deepmetric.losses.proxies.ClassLoss`.
 """
 
 from __future__ import annotations
@@ -21,6 +23,18 @@ from deepmetric.losses.multi_similarity import MultiSimilarityLoss
 from deepmetric.losses.nca import NCALoss
 from deepmetric.losses.npairs import NPairsLoss
 from deepmetric.losses.ntxent import NTXentLoss
+from deepmetric.losses.proxies import (
+    ArcFaceLoss,
+    ClassLoss,
+    CosFaceLoss,
+    LargeMarginSoftmaxLoss,
+    NormalizedSoftmaxLoss,
+    ProxyAnchorLoss,
+    ProxyNCALoss,
+    SoftTripleLoss,
+    SphereFaceLoss,
+    SubCenterArcFaceLoss,
+)
 from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
 from deepmetric.losses.supcon import SupConLoss
@@ -29,21 +43,31 @@ from deepmetric.losses.tuplet_margin import TupletMarginLoss
 
 __all__ = [
     "AngularLoss",
+    "ArcFaceLoss",
     "BinomialDevianceLoss",
     "CircleLoss",
+    "ClassLoss",
     "ContrastiveLoss",
+    "CosFaceLoss",
     "CrossBatchMemory",
     "GeneralPairWeighting",
     "HardMiningLoss",
     "IntraPairVarianceLoss",
+    "LargeMarginSoftmaxLoss",
     "LiftedStructureLoss",
     "MarginLoss",
     "MultiSimilarityLoss",
     "NCALoss",
     "NPairsLoss",
     "NTXentLoss",
+    "NormalizedSoftmaxLoss",
     "PairLoss",
+    "ProxyAnchorLoss",
+    "ProxyNCALoss",
     "RankedListLoss",
+    "SoftTripleLoss",
+    "SphereFaceLoss",
+    "SubCenterArcFaceLoss",
     "SupConLoss",
     "TripletLoss",
     "TupletMarginLoss",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.sampling import distance_log_weight
+from deepmetric.losses.sampling import distance_log_weight, numbered_generator
 from deepmetric.losses.streamed import Comparison
 
 Sampling = Literal["distance", "all"]
@@ -173,8 +173,7 @@ class MarginLoss(PairLoss):
         number = int(self.draws)
         if self.training:
             self.draws += 1
-        # The generators of a CPU take 32 bits of a seed; a golden-ratio step keeps neighbouring seeds apart.
-        return torch.Generator(device).manual_seed((self.seed * 0x9E3779B1 + number) % 2**32)
+        return numbered_generator(self.seed, number, device)
 
     def _boundary(self, labels: Tensor, like: Tensor) -> Tensor:
         """β of each label, in the dtype and on the device of ``like``."""

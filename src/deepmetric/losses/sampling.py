@@ -72,3 +72,9 @@ def distance_weighted_sampling(
     weight = distance_log_weight(distance, batch.anchors.shape[1], cutoff, upper_cutoff)
     admissible = negative & (weight > -1e29)
     return weight.masked_fill(~admissible, -torch.inf).softmax(1).masked_fill(~admissible, 0)
+
+
+def numbered_generator(seed: int, number: int, device: torch.device) -> torch.Generator:
+    """The generator of draw ``number`` of the sequence that ``seed`` names."""
+    # The generators of a CPU take 32 bits of a seed; a golden-ratio step keeps neighbouring seeds apart.
+    return torch.Generator(device).manual_seed((seed * 0x9E3779B1 + number) % 2**32)

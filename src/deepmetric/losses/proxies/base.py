@@ -1,0 +1,217 @@
+"""The one interface of the losses that hold a weight vector, a proxy, for each class."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deepmetric.errors import InputError
+from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.proxies.pools import Pool
+from deepmetric.losses.proxies.tiles import Job, Logits, class_logits
+from deepmetric.losses.sampling import numbered_generator
+from deepmetric.losses.streamed.comparison import unit_rows, without_autocast
+from deepmetric.losses.streamed.processes import Processes
+
+
+class ClassBatch(NamedTuple):
+    """Checked input of a loss over classes: items [N, d] float32 or float64, labels [N] int64."""
+
+    embeddings: Tensor
+    labels: Tensor
+
+
+class ClassLoss(nn.Module):
+    """A loss of items against a vector, or several, for each class; these ``proxies`` are its parameters.
+
+    A subclass writes :meth:`of_batch` from :meth:`logits`, and :meth:`reset_parameters`; checks, dtypes and
+    autocast are settled here, once. Logits are computed in tiles of classes: neither pass keeps a matrix of items
+    by classes, nor a normalised copy of the proxies.
+
+    Give the proxies an optimiser group of their own: they need a learning rate of 10 to 10,000 times that of the
+    network (in a recipe ``learning_rates.loss``), and no weight decay.
+
+    Args:
+        num_classes: C; labels are 0 ... C - 1. None, with ``dim``: to be told by :meth:`set_classes`, which the
+            trainer calls with the classes of the training split, before the first batch.
+        dim: width of the embeddings.
+        centers: vectors a class.
+        negative_fraction: share of the classes compared with in a training step: those of the batch and others
+            drawn at random (An et al., "Partial FC", CVPR 2022). 1: all. Below 1 a step costs less, and optimisers
+            with momentum still move the classes that were not drawn.
+        seed: of the drawing.
+
+    Attributes:
+        proxies: [C * centers, dim], row c * centers + k the k-th of class c.
+    """
+
+    proxies: nn.Parameter
+    draws: Tensor
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        dim: int | None = None,
+        *,
+        centers: int = 1,
+        negative_fraction: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (num_classes is None) != (dim is None):
+            raise InputError(
+                f"{self._name} was given {'`dim`' if num_classes is None else '`num_classes`'} alone. Give both, "
+                "the number of training classes and the width of the embeddings, or neither in a recipe."
+            )
+        if not 0 < negative_fraction <= 1:
+            raise InputError(
+                f"`negative_fraction` of {self._name} must be above 0 and at most 1; got {negative_fraction}."
+            )
+        if centers < 1:
+            raise InputError(f"{self._name} needs at least 1 centre a class; got {centers}.")
+        self.num_classes, self.dim = num_classes, dim
+        self.centers = centers
+        self.negative_fraction = negative_fraction
+        self.seed = seed
+        self.processes: Processes | None = None
+        self.register_buffer("draws", torch.tensor(0))
+        if num_classes is not None and dim is not None:
+            self._make(num_classes, dim)
+
+    def set_classes(self, num_classes: int, dim: int) -> None:
+        """Make the proxies, if the constructor was not told their number; else check that they fit.
+
+        Raises:
+            InputError: there are fewer proxies than classes, or they have another width.
+        """
+        if self.num_classes is None:
+            self._make(num_classes, dim)
+        elif self.num_classes < num_classes or self.dim != dim:
+            raise InputError(
+                f"{self._name} has {self.num_classes} classes of width {self.dim}; the training data has "
+                f"{num_classes} classes, the model's embedding the width {dim}. Leave `num_classes` and `dim` out "
+                "of the recipe."
+            )
+
+    def _make(self, num_classes: int, dim: int) -> None:
+        if num_classes < 1 or dim < 1:
+            raise InputError(
+                f"`num_classes` and `dim` of {self._name} must be at least 1; got {num_classes} and {dim}."
+            )
+        self.num_classes, self.dim = num_classes, dim
+        self.proxies = nn.Parameter(torch.empty(num_classes * self.centers, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the proxies anew."""
+        raise NotImplementedError
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph.
+
+        Args:
+            embeddings: [N, dim] floating point; half precision and autocast are computed in float32.
+            labels: [N] integers, 0 ... num_classes - 1.
+
+        Raises:
+            InputError: shapes, dtypes or labels that do not fit the classes.
+        """
+        batch = checked_batch(embeddings, labels)
+        self._check(batch.anchors, batch.labels)
+        with without_autocast(embeddings.device):
+            return self.of_batch(ClassBatch(batch.anchors, batch.labels.long()))
+
+    def of_batch(self, batch: ClassBatch) -> Tensor:
+        """The loss of checked input."""
+        raise NotImplementedError
+
+    def logits(
+        self,
+        batch: ClassBatch,
+        scale: float,
+        *,
+        over: Literal["classes", "items"] = "classes",
+        pool: Pool | None = None,
+        normalize: bool = True,
+        normalize_proxies: bool = True,
+        wants_total: bool = False,
+    ) -> tuple[Logits, int]:
+        """Reductions of scale * (cosine of each item and class), and how many classes they are over.
+
+        ``normalize``, ``normalize_proxies``: else rows are taken with their norms.
+        """
+        x = unit_rows(batch.embeddings) if normalize else batch.embeddings
+        labels, classes = batch.labels, self._drawn(batch.labels)
+        if classes is not None:
+            labels = torch.searchsorted(classes, labels)
+        job = Job(
+            labels,
+            classes,
+            scale,
+            over,
+            self.centers,
+            pool,
+            normalize_proxies,
+            bounded=normalize and normalize_proxies and scale <= (60 if x.dtype == torch.float32 else 500),
+            wants_total=wants_total,
+        )
+        assert self.num_classes is not None
+        return class_logits(x, self.proxies, job), len(classes) if classes is not None else self.num_classes
+
+    def mean(self, cost: Tensor) -> Tensor:
+        """The mean of costs [N] over the items; 0 of none."""
+        return cost.sum() / max(len(cost), 1)
+
+    def _drawn(self, labels: Tensor) -> Tensor | None:
+        """The classes of this step, ascending; None for all."""
+        if self.negative_fraction == 1 or not self.training:
+            return None
+        assert self.num_classes is not None
+        number, device = int(self.draws), labels.device
+        self.draws += 1
+        place = torch.rand(self.num_classes, generator=numbered_generator(self.seed, number, device), device=device)
+        present = labels.unique()
+        place[present] = 2.0
+        kept = max(int(self.negative_fraction * self.num_classes), len(present), 1)
+        return place.topk(kept).indices.sort().values
+
+    def _check(self, embeddings: Tensor, labels: Tensor) -> None:
+        if self.num_classes is None:
+            raise InputError(
+                f"{self._name} does not know its classes. Give `num_classes` and `dim`, or call set_classes first."
+            )
+        if embeddings.shape[1] != self.dim:
+            raise InputError(
+                f"`embeddings` have width {embeddings.shape[1]}, the proxies of {self._name} have width {self.dim}. "
+                f"Build it with dim={embeddings.shape[1]}."
+            )
+        if embeddings.device != self.proxies.device:
+            raise InputError(
+                f"`embeddings` are on {embeddings.device}, the proxies on {self.proxies.device}. Move them with "
+                "`loss.to(device)` before the optimiser is made."
+            )
+        check_class_labels(self._name, labels, self.num_classes)
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def extra_repr(self) -> str:
+        shown = f"num_classes={self.num_classes}, dim={self.dim}"
+        if self.negative_fraction < 1:
+            shown += f", negative_fraction={self.negative_fraction}"
+        return shown
+
+
+def check_class_labels(owner: str, labels: Tensor, num_classes: int) -> None:
+    """Raise InputError unless ``labels`` lie in 0 ... num_classes - 1."""
+    # On a GPU reading the labels would make the step wait; there indexing fails by itself.
+    if labels.device.type == "cpu" and labels.numel():
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= num_classes:
+            raise InputError(
+                f"`labels` run from {low} to {high}, but this {owner} has {num_classes} classes, the labels 0 to "
+                f"{num_classes - 1}. Number the training classes from 0, and set `num_classes` to how many there are."
+            )
