@@ -33,7 +33,7 @@ class Dataset(torch.utils.data.Dataset[Item]):
     Attributes:
         ids: N unique names, the same on every machine and in every subset.
         labels: int64 [N], indices into ``classes``.
-        classes: class names; the same list in every subset.
+        classes: class names; the same list in every subset (but for :meth:`with_classes_renumbered`).
         splits: str [N], ``"train"``, ``"val"`` or ``"test"``.
         is_query, is_gallery: bool [N]; both all True when query and gallery are one set.
         categories: str [N], or None when the source has none.
@@ -111,6 +111,17 @@ class Dataset(torch.utils.data.Dataset[Item]):
                 f"no split {name!r}: the data has {', '.join(there) or 'no items'}.{did_you_mean(name, there)}"
             )
         return self.subset(chosen)
+
+    def with_classes_renumbered(self) -> Dataset:
+        """The same items with ``classes`` of those alone that have an item here, so labels are 0 ... C - 1.
+
+        For a loss with a proxy for each training class: classes of other splits must not get one.
+        """
+        present, labels = np.unique(self.labels, return_inverse=True)
+        view = copy(self)
+        view.classes = [self.classes[label] for label in present]
+        view.labels = labels.astype(np.int64)
+        return view
 
     def with_transform(self, transform: Callable[[Tensor], Tensor] | None) -> Dataset:
         """The same items, seen through ``transform``."""

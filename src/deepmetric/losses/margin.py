@@ -44,6 +44,8 @@ class MarginLoss(PairLoss):
         reduction: the divisor: "pairs" counts the costs above 0 of each triplet, "triplets" the triplets with
             a cost above 0.
         seed: of the drawing.
+        per_class: as ``num_classes``, but the number is told later by :meth:`set_classes`, which the trainer calls
+            with the number of training classes; needs ``learn_beta``, as boundaries that stay alike need no number.
 
     Draws are a function of ``seed`` and of the number of calls in training mode, which ``state_dict`` holds
     (``draws``); in evaluation mode the number stands still. An anchor without positives or without (drawn)
@@ -73,6 +75,7 @@ class MarginLoss(PairLoss):
         upper_cutoff: float | None = None,
         reduction: Reduction = "pairs",
         seed: int = 0,
+        per_class: bool = False,
     ) -> None:
         super().__init__()
         check_choice("MarginLoss", "sampling", sampling, Sampling)
@@ -87,6 +90,8 @@ class MarginLoss(PairLoss):
             raise InputError(f"`cutoff` of MarginLoss must be between 0 and 2, got {cutoff}.")
         if nu < 0:
             raise InputError(f"`nu` of MarginLoss must be at least 0; got {nu}.")
+        if per_class and not learn_beta:
+            raise InputError("`per_class` of MarginLoss needs `learn_beta`: True.")
         self.margin = margin
         self.nu = nu
         self.sampling = sampling
@@ -105,7 +110,27 @@ class MarginLoss(PairLoss):
             self.beta = float(beta)
         self.register_buffer("draws", torch.tensor(0))
 
+        self.per_class = per_class
+
+    def set_classes(self, num_classes: int, dim: int) -> None:
+        """With ``per_class``: make the boundaries of classes 0 ... num_classes - 1. (``dim`` does not matter.)
+
+        Raises:
+            InputError: there are boundaries already, but fewer than classes.
+        """
+        if not isinstance(self.beta, Tensor):
+            return
+        if self.beta.ndim and len(self.beta) < num_classes:
+            raise InputError(
+                f"this MarginLoss has {len(self.beta)} boundaries, the training data {num_classes} classes. Set "
+                "`per_class` and leave `num_classes` out, and give one `beta`."
+            )
+        if self.per_class and not self.beta.ndim:
+            self.beta = nn.Parameter(self.beta.detach().repeat(num_classes))
+
     def of_batch(self, batch: Batch) -> Tensor:
+        if self.per_class and isinstance(self.beta, Tensor) and not self.beta.ndim:
+            raise InputError("this MarginLoss does not know its classes. Call set_classes, or give `num_classes`.")
         pairs = Comparison(
             batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own, kind="distance"
         )

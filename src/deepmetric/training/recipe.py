@@ -73,7 +73,9 @@ class Recipe:
     Args:
         data: the labelled items, all splits.
         model: what turns images into embeddings.
-        loss: ``loss(embeddings, labels) -> scalar``.
+        loss: ``loss(embeddings, labels) -> scalar``, labels numbered from 0 within the training split. A loss, or a
+            module in it, with a method ``set_classes(num_classes, dim)`` is told the number of training classes and the
+            width of the embedding before the first batch, so a recipe need not name them.
         sampler: batches of the training items, made from their labels.
         optimizer: made from the parameter groups.
         schedule: of the learning rate; made from the optimiser and the number of steps.
