@@ -34,6 +34,7 @@ from deepmetric.losses.proxies import (
     SoftTripleLoss,
     SphereFaceLoss,
     SubCenterArcFaceLoss,
+    set_classes,
 )
 from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
@@ -73,4 +74,5 @@ __all__ = [
     "TupletMarginLoss",
     "distance_log_weight",
     "distance_weighted_sampling",
+    "set_classes",
 ]

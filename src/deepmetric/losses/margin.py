@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
-from deepmetric.losses.inputs import Batch
+from deepmetric.losses.inputs import Batch, check_class_labels
 from deepmetric.losses.sampling import distance_log_weight, numbered_generator
 from deepmetric.losses.streamed import Comparison
 
@@ -130,7 +130,9 @@ class MarginLoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         if self.per_class and isinstance(self.beta, Tensor) and not self.beta.ndim:
-            raise InputError("this MarginLoss does not know its classes. Call set_classes, or give `num_classes`.")
+            raise InputError(
+                "this MarginLoss does not know its classes. Call set_classes, or give `num_classes`."
+            )
         pairs = Comparison(
             batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own, kind="distance"
         )
@@ -207,14 +209,7 @@ class MarginLoss(PairLoss):
         beta = self.beta.to(like)
         if not beta.ndim:
             return beta.expand(labels.shape)
-        # On a GPU reading the labels would make the step wait; there indexing fails by itself.
-        if labels.device.type == "cpu" and labels.numel():
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= len(beta):
-                raise InputError(
-                    f"`labels` run from {low} to {high}, but this MarginLoss has {len(beta)} boundaries, for the "
-                    f"labels 0 to {len(beta) - 1}. Set `num_classes` to the number of classes of the data set."
-                )
+        check_class_labels("MarginLoss", labels, len(beta))
         return beta[labels.long()]
 
     def extra_repr(self) -> str:

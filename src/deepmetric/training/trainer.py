@@ -18,6 +18,7 @@ from deepmetric.data import Dataset, HierarchicalSampler, PlannedSampler, make_l
 from deepmetric.device import best_device
 from deepmetric.errors import InputError
 from deepmetric.evaluation import evaluate_model
+from deepmetric.losses import set_classes
 from deepmetric.models import EmbeddingModel
 from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
 from deepmetric.training.guards import CollapseWatch, check_finite
@@ -56,7 +57,7 @@ class Trainer:
         self.skipped = data.skipped
         self.description = data.describe()
         loss = recipe.loss()
-        _tell_classes(loss, len(self.train_data.classes), self.model.embedding_dim)
+        set_classes(loss, len(self.train_data.classes), self.model.embedding_dim)
         self.loss: nn.Module = recipe.memory(loss, self.model.embedding_dim) if recipe.memory else loss
         self.loss.to(self.device).train()
         self.sampler: PlannedSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed)  # type: ignore[call-arg]
@@ -282,14 +283,6 @@ def _train_split(data: Dataset, recipe: Recipe, model: EmbeddingModel) -> Datase
     if recipe.augmentation is None:
         return train.with_transform(model.preprocessing.transform())
     return train.with_transform(v2.Compose([make() for make in recipe.augmentation]))
-
-
-def _tell_classes(loss: nn.Module, num_classes: int, dim: int) -> None:
-    """Tell the loss, and every loss in it that asks, how many training classes there are and how wide embeddings are."""
-    for part in loss.modules():
-        set_classes = getattr(part, "set_classes", None)
-        if set_classes is not None:
-            set_classes(num_classes, dim)
 
 
 def _validation_split(data: Dataset) -> Dataset | None:

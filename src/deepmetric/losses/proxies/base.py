@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.inputs import check_class_labels, checked_batch
 from deepmetric.losses.proxies.pools import Pool
 from deepmetric.losses.proxies.tiles import Job, Logits, class_logits
 from deepmetric.losses.sampling import numbered_generator
@@ -171,7 +171,9 @@ class ClassLoss(nn.Module):
         assert self.num_classes is not None
         number, device = int(self.draws), labels.device
         self.draws += 1
-        place = torch.rand(self.num_classes, generator=numbered_generator(self.seed, number, device), device=device)
+        place = torch.rand(
+            self.num_classes, generator=numbered_generator(self.seed, number, device), device=device
+        )
         present = labels.unique()
         place[present] = 2.0
         kept = max(int(self.negative_fraction * self.num_classes), len(present), 1)
@@ -205,13 +207,12 @@ class ClassLoss(nn.Module):
         return shown
 
 
-def check_class_labels(owner: str, labels: Tensor, num_classes: int) -> None:
-    """Raise InputError unless ``labels`` lie in 0 ... num_classes - 1."""
-    # On a GPU reading the labels would make the step wait; there indexing fails by itself.
-    if labels.device.type == "cpu" and labels.numel():
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise InputError(
-                f"`labels` run from {low} to {high}, but this {owner} has {num_classes} classes, the labels 0 to "
-                f"{num_classes - 1}. Number the training classes from 0, and set `num_classes` to how many there are."
-            )
+def set_classes(loss: nn.Module, num_classes: int, dim: int) -> None:
+    """Tell ``loss``, and every loss in it, how many training classes there are and how wide embeddings are.
+
+    Whatever has a method ``set_classes(num_classes, dim)`` is told; call this before the optimiser is made.
+    """
+    for part in loss.modules():
+        told = getattr(part, "set_classes", None)
+        if told is not None:
+            told(num_classes, dim)

@@ -25,9 +25,7 @@ class Nearest(NamedTuple):
         return similarity.amax(2)
 
     def backward(self, grad: Tensor, similarity: Tensor) -> Tensor:
-        return torch.zeros_like(similarity).scatter_(
-            2, similarity.argmax(2, keepdim=True), grad[:, :, None]
-        )
+        return torch.zeros_like(similarity).scatter_(2, similarity.argmax(2, keepdim=True), grad[:, :, None])
 
 
 class Softmax(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.proxies.base import ClassBatch

@@ -91,7 +91,8 @@ class SoftTripleLoss(SoftmaxLoss):
         if len(blocks) == 1:
             total = _distances(proxies, k, self.eps)
         else:
-            total = sum(checkpoint(_distances, block, k, self.eps, use_reentrant=False) for block in blocks)
+            parts = [checkpoint(_distances, block, k, self.eps, use_reentrant=False) for block in blocks]
+            total = torch.stack(parts).sum()
         return total / (rows * (k - 1))
 
     def extra_repr(self) -> str:

@@ -68,7 +68,9 @@ class SphereFaceLoss(SoftmaxLoss):
             seed=seed,
         )
         if margin < 1 or margin != int(margin):
-            raise InputError(f"`margin` of {self._name} multiplies the angle: a whole number from 1 on; got {margin}.")
+            raise InputError(
+                f"`margin` of {self._name} multiplies the angle: a whole number from 1 on; got {margin}."
+            )
         self.margin = int(margin)
         self.annealing = annealing
         self.register_buffer("steps", torch.tensor(0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -139,7 +138,7 @@ class _ClassLogits(torch.autograd.Function):
             e[tile.own] = 0.0 if g_own is None else g_own[tile.own[0]]
             if job.pool is not None:
                 shape = (len(x), tile.hi - tile.lo, job.centers)
-                e = job.pool.backward(e, tile.similarity.view(shape)).view(len(x), -1)
+                e = job.pool.backward(e, tile.similarity.view(shape)).view_as(tile.similarity)
             if gx is not None:
                 gx.addmm_(e, tile.rows)
             if gw is not None:
@@ -174,7 +173,9 @@ def _tile(job: Job, scaled: Tensor, weights: Tensor, lo: int, hi: int) -> _Tile:
     similarity = scaled @ rows.t()
     value = similarity if job.pool is None else job.pool(similarity.view(len(scaled), hi - lo, k))
     if math.isnan(job.absent) and hi - lo == _count(job, weights):
-        item = torch.arange(len(scaled), device=scaled.device)  # all are here: no need to wait for a GPU to say so
+        item = torch.arange(
+            len(scaled), device=scaled.device
+        )  # all are here: no need to wait for a GPU to say so
     else:
         item = ((job.labels >= lo) & (job.labels < hi)).nonzero()[:, 0]
     return _Tile(lo, hi, rows, inverse, similarity, value, (item, job.labels[item] - lo))
