@@ -8,6 +8,7 @@ vector for each class are ``loss(embeddings, labels)`` with labels 0 ... C - 1; 
 
 from __future__ import annotations
 
+from deepmetric.losses.across_processes import across_processes
 from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
@@ -72,6 +73,7 @@ __all__ = [
     "SupConLoss",
     "TripletLoss",
     "TupletMarginLoss",
+    "across_processes",
     "distance_log_weight",
     "distance_weighted_sampling",
     "set_classes",

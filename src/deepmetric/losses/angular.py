@@ -51,24 +51,30 @@ class AngularLoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         tangent = math.tan(math.radians(self.alpha)) ** 2
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         positives = pairs.positive_list
         anchor, ref = positives.anchor, positives.ref
         positive = pairs.refs[ref].to(pairs.anchors.dtype)
         if pairs.normalize_refs:
             positive = unit_rows(positive)
+        # Each pair is an anchor of its own, over several processes too.
+        anchor, values, centre = (
+            positives.everywhere(part)
+            for part in (anchor, positives.values, 4 * tangent * (pairs.anchors[anchor] + positive))
+        )
         centres = Comparison(
-            4 * tangent * (pairs.anchors[anchor] + positive),
+            centre,
             batch.labels[anchor],
             pairs.refs,
             batch.ref_labels,
             batch.own[anchor] if batch.own is not None else None,
+            batch.processes,
             normalize=False,
         )
         # The centres keep their length, the references are brought to unit length tile by tile.
         centres.normalize_refs = pairs.normalize_refs
         others = centres.negatives.logsumexp(1.0)
-        costs = softplus(others - 2 * (1 + tangent) * positives.values, threshold=40.0)
+        costs = softplus(others - 2 * (1 + tangent) * values, threshold=40.0)
         return costs.sum() / max(len(costs), 1)
 
     def extra_repr(self) -> str:

@@ -6,13 +6,19 @@ from torch import Tensor, nn
 
 from deepmetric.losses.inputs import Batch, checked_batch
 from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.processes import Processes
 
 
 class PairLoss(nn.Module):
     """A loss of labelled embeddings, each item compared with the others or with a reference set.
 
     A subclass writes :meth:`of_batch`; checks, dtypes and autocast are settled here, once.
+
+    Within one process unless :func:`~deepmetric.losses.across_processes` has set ``processes``: then every
+    argument is this process's part of one argument of all processes, joined in the order of ranks.
     """
+
+    processes: Processes | None = None
 
     def forward(
         self,
@@ -31,15 +37,20 @@ class PairLoss(nn.Module):
                 out.
             ref_labels: [M] integers, needed with ``ref_emb``.
             self_index: [N] integers, where among the references anchor i's own copy stands, -1 where it has
-                none. That pair is left out. Exact copies elsewhere are ordinary pairs.
+                none. That pair is left out. Exact copies elsewhere are ordinary pairs. (Over several processes
+                positions count through the references of all of them.)
 
         Raises:
             InputError: shapes, lengths, dtypes or devices that do not fit each other.
         """
-        batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
+        batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index, self.processes)
         with without_autocast(embeddings.device):
             return self.of_batch(batch)
 
     def of_batch(self, batch: Batch) -> Tensor:
-        """The loss of checked input."""
+        """The loss of checked input.
+
+        Over several processes ``batch.refs`` is a part of the references. A loss that is made of a
+        ``Comparison(*batch)`` and its reductions, ``len(batch.anchors)`` and ``batch.labels`` is right as it is.
+        """
         raise NotImplementedError

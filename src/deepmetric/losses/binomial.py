@@ -77,7 +77,7 @@ class BinomialDevianceLoss(PairLoss):
         self.reduction = reduction
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         if self.epsilon is not None:
             below, above = self._mined(pairs, self.epsilon)
         else:

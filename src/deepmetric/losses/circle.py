@@ -60,7 +60,7 @@ class CircleLoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         m, gamma = self.m, self.gamma
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         positives = pairs.positives.logsumexp(
             fn=lambda s: gamma * (1 + m - s).relu() * (1 - m - s), slope=lambda s: -gamma * (1 + m - s).relu()
         )
@@ -90,4 +90,9 @@ def _is_itself(batch: Batch) -> bool:
     """Whether the references are the anchors' own copies and nothing else."""
     if batch.refs is batch.anchors:
         return True
-    return batch.own is not None and len(batch.refs) == len(batch.anchors) and bool((batch.own >= 0).all())
+    if batch.own is None:
+        return False
+    copies, refs = int((batch.own >= 0).sum()), len(batch.refs)
+    if batch.processes is not None:
+        copies, refs = batch.processes.every([copies, refs], batch.own.device).sum(0).tolist()
+    return copies == refs == len(batch.anchors)

@@ -80,7 +80,7 @@ class GeneralPairWeighting(PairLoss):
         return ()
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         with torch.no_grad():
             statistics = self.statistics(pairs)
         positives = pairs.positives.sum(_weighted(self.positive_weight), *statistics)

@@ -44,7 +44,7 @@ class HardMiningLoss(PairLoss):
         self.epsilon = epsilon
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         least, most = hard_bounds(pairs, self.epsilon)
         below = mean_beyond(pairs.positives, lambda s: 1 - s, lambda s: -1.0, most, above=False)
         above = mean_beyond(pairs.negatives, lambda s: s, lambda s: 1.0, least, above=True)

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from deepmetric.errors import InputError
+from deepmetric.losses.streamed.processes import Processes
 
 
 class Batch(NamedTuple):
     """Anchors and the references they are compared with.
 
-    Without a reference set the references are the anchors themselves and ``own`` is 0, 1, ..., N - 1.
+    Without a reference set the references are the anchors themselves and ``own`` is 0, 1, ..., N - 1. With
+    ``processes`` the references (and ``own``) are this process's part of them, while the anchors and their
+    labels are those of all processes, everywhere alike: a loss is then to be the same number everywhere.
     """
 
     anchors: Tensor  # [N, d] float32 or float64
@@ -21,6 +24,18 @@ class Batch(NamedTuple):
     refs: Tensor  # [M, d] of the anchors' dtype or, unless it takes gradients, of a lower precision
     ref_labels: Tensor  # [M] integer
     own: Tensor | None  # [N] int64, the position of anchor i's own copy among the references; -1: it has none
+    processes: Processes | None = None  # over which the references are spread
+
+    def gathered(self) -> Batch:
+        """The same with all references in this process: for a loss without a form over parts of them."""
+        if self.processes is None:
+            return self
+        own = self.own
+        if own is not None:
+            start = sum(self.processes.counts(self.refs)[: self.processes.rank])
+            own = self.processes.max_(torch.where(own >= 0, own + start, -1))
+        refs, ref_labels = self.processes.gather(self.refs), self.processes.gather(self.ref_labels)
+        return Batch(self.anchors, self.labels, refs, ref_labels, own)
 
 
 def checked_batch(
@@ -29,12 +44,15 @@ def checked_batch(
     ref_emb: Tensor | None = None,
     ref_labels: Tensor | None = None,
     self_index: Tensor | None = None,
+    processes: Processes | None = None,
 ) -> Batch:
     """Check what the user gave and bring it to one device and one dtype, float32 or wider.
 
     Half-precision rows become float32, because in bfloat16 the similarities 0.9985 and 0.9995 are both 1.0
     and the hardest pairs would lose their order. References without gradient stay as they are: a memory in half
-    precision is converted tile by tile. Nothing is copied that is already right.
+    precision is converted tile by tile. Nothing is copied that is already right. With ``processes`` each
+    argument is this process's part of one that is the parts joined in the order of ranks: anchors are gathered,
+    and references stay where they are.
 
     Raises:
         InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers,
@@ -50,6 +68,9 @@ def checked_batch(
             raise InputError(f"`{given}` was given without `ref_emb`. Give `ref_emb` too, or leave both out.")
         anchors = embeddings.to(_at_least_float32(embeddings.dtype))
         labels = labels.to(embeddings.device)
+        if processes is not None:
+            anchors, labels = processes.gather(anchors), processes.gather(labels)
+            n = len(anchors)
         return Batch(anchors, labels, anchors, labels, torch.arange(n, device=embeddings.device))
 
     if ref_labels is None:
@@ -66,14 +87,28 @@ def checked_batch(
             f"`ref_emb` is on {ref_emb.device}, `embeddings` on {embeddings.device}. Move one of them "
             "(a memory moves with `memory.to(device)`)."
         )
-    if self_index is not None:
-        _check_self_index(self_index, n, len(ref_emb))
-        self_index = self_index.to(embeddings.device, torch.int64)
     dtype = _at_least_float32(torch.promote_types(embeddings.dtype, ref_emb.dtype))
     device = embeddings.device
     if ref_emb.requires_grad:
         ref_emb = ref_emb.to(dtype)
-    return Batch(embeddings.to(dtype), labels.to(device), ref_emb, ref_labels.to(device), self_index)
+    counts = [len(ref_emb)] if processes is None else processes.counts(ref_emb)
+    if self_index is not None:
+        _check_self_index(self_index, n, sum(counts))
+        self_index = self_index.to(device, torch.int64)
+    batch = Batch(
+        embeddings.to(dtype), labels.to(device), ref_emb, ref_labels.to(device), self_index, processes
+    )
+    return batch if processes is None else _with_all_anchors(batch, processes, sum(counts[: processes.rank]))
+
+
+def _with_all_anchors(batch: Batch, processes: Processes, start: int) -> Batch:
+    """The anchors of all processes in place of this one's; the first reference here is number ``start``."""
+    own = batch.own
+    if own is not None:
+        own = processes.gather(own) - start
+        own = torch.where((own >= 0) & (own < len(batch.refs)), own, -1)
+    anchors, labels = processes.gather(batch.anchors), processes.gather(batch.labels)
+    return batch._replace(anchors=anchors, labels=labels, own=own)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -46,7 +46,7 @@ class IntraPairVarianceLoss(PairLoss):
         self.neg_eps = neg_eps
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         n = len(batch.anchors)
         positive, negative = pairs.positive_count.sum().clamp_min(1), pairs.negative_count.sum().clamp_min(1)
         least = (1 - self.pos_eps) * pairs.positives.sum(lambda s: s).sum() / positive

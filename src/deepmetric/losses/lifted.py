@@ -120,11 +120,7 @@ class LiftedStructureLoss(PairLoss):
         if self.form != "modified":
             kind = "squared" if self.distance == "squared_distance" else "distance"
         pairs = Comparison(
-            batch.anchors,
-            batch.labels,
-            batch.refs,
-            batch.ref_labels,
-            batch.own,
+            *batch,
             kind=kind,
             normalize=self.normalize,
         )

@@ -48,7 +48,8 @@ class MarginLoss(PairLoss):
             with the number of training classes; needs ``learn_beta``, as boundaries that stay alike need no number.
 
     Draws are a function of ``seed`` and of the number of calls in training mode, which ``state_dict`` holds
-    (``draws``); in evaluation mode the number stands still. An anchor without positives or without (drawn)
+    (``draws``); in evaluation mode the number stands still. Where several processes share a memory they are a
+    function of the number of processes too. An anchor without positives or without (drawn)
     negatives forms no triplet. No cost above 0: the loss is 0 with zero gradient, boundaries included. At D = 0
     the derivative is 0. Range [0, ∞) for nu = 0.
 
@@ -133,9 +134,7 @@ class MarginLoss(PairLoss):
             raise InputError(
                 "this MarginLoss does not know its classes. Call set_classes, or give `num_classes`."
             )
-        pairs = Comparison(
-            batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own, kind="distance"
-        )
+        pairs = Comparison(*batch, kind="distance")
         beta = self._boundary(batch.labels, batch.anchors)
         if self.sampling == "distance":
             return self._of_drawn(pairs, beta)
@@ -191,16 +190,17 @@ class MarginLoss(PairLoss):
         drawn = pairs.negatives.sample(
             lambda distance: distance_log_weight(distance, dim, self.cutoff, self.upper_cutoff),
             used.shape[1],
-            self._generator(beta.device),
+            self._generator(beta.device, pairs.processes.rank if pairs.processes is not None else 0),
         )
         to_negative, found = pairs.chosen(torch.where(used, drawn, -1))
         return self._of_triplets(to_positive, to_negative, beta[:, None], found)
 
-    def _generator(self, device: torch.device) -> torch.Generator:
+    def _generator(self, device: torch.device, rank: int) -> torch.Generator:
+        """``rank``: of the process, where each draws among its own references."""
         number = int(self.draws)
         if self.training:
             self.draws += 1
-        return numbered_generator(self.seed, number, device)
+        return numbered_generator(self.seed + 0x85EBCA6B * rank, number, device)
 
     def _boundary(self, labels: Tensor, like: Tensor) -> Tensor:
         """β of each label, in the dtype and on the device of ``like``."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
 from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.streamed.processes import Processes
 
 
 class CrossBatchMemory(nn.Module):
@@ -40,6 +41,11 @@ class CrossBatchMemory(nn.Module):
     All state is in ``state_dict``, as tensors of fixed shapes and dtypes: ``embeddings`` [size, dim] (as
     given, not normalised), ``labels`` [size] int64 (-1: empty), ``cursor`` (where the next row goes),
     ``filled`` (rows in use), ``step`` (calls made in training).
+
+    Over several processes (:func:`~deepmetric.losses.across_processes`) the memory is that of one process with
+    the joined batches, row by row; ``size`` is its whole size and each process holds an equal share of it,
+    process r the rows from ``r * size // R``. ``state_dict()`` joins the shares: it must be called by all
+    processes, gives each the state of one process, and loads on any number of them.
 
     >>> from deepmetric.losses import ContrastiveLoss
     >>> memory = CrossBatchMemory(ContrastiveLoss(), dim=2, size=4)
@@ -87,6 +93,51 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("step", torch.tensor(0))
         # The graph that still needs the buffer as it is now; see `_enqueue`.
         self._reader: object | None = None
+        self._processes: Processes | None = None
+
+    @property
+    def processes(self) -> Processes | None:
+        """The processes over which the memory is spread, set by :func:`~deepmetric.losses.across_processes`."""
+        return self._processes
+
+    @processes.setter
+    def processes(self, processes: Processes | None) -> None:
+        if processes is not None and not any(hasattr(module, "processes") for module in self.loss.modules()):
+            raise InputError(
+                f"CrossBatchMemory cannot be spread over processes around {type(self.loss).__name__}, which compares "
+                "with the references of one process alone. Take a loss derived from deepmetric.losses.PairLoss."
+            )
+        if self._processes is not None:
+            self.embeddings, self.labels = self._whole(self.embeddings), self._whole(self.labels)
+        self._processes = processes
+        mine = self._share
+        if processes is not None:
+            # Copies, so that the rest is freed.
+            self.embeddings, self.labels = self.embeddings[mine].clone(), self.labels[mine].clone()
+
+    @property
+    def _share(self) -> slice:
+        """The rows of the memory that are here."""
+        if self.processes is None:
+            return slice(0, self.size)
+        rank, processes = self.processes.rank, self.processes.size
+        return slice(rank * self.size // processes, (rank + 1) * self.size // processes)
+
+    def _whole(self, share: Tensor) -> Tensor:
+        return self.processes.gather(share) if self.processes is not None else share
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name in ("embeddings", "labels"):
+            destination[prefix + name] = self._whole(destination[prefix + name])
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        for name in ("embeddings", "labels"):
+            saved = state_dict.get(prefix + name)
+            # Of another size it is left to torch to refuse.
+            if saved is not None and len(saved) == self.size:
+                state_dict[prefix + name] = saved[self._share]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None = None) -> Tensor:
         """The loss of a batch, a scalar attached to the graph.
@@ -126,11 +177,12 @@ class CrossBatchMemory(nn.Module):
             total = total + self.batch_weight * self.loss(anchors, anchor_labels)
         filled = int(self.filled)
         if self.memory_weight and filled:
+            here = max(filled - self._share.start, 0)
             against_memory = self.loss(
                 anchors,
                 anchor_labels,
-                ref_emb=self.embeddings[:filled],
-                ref_labels=self.labels[:filled],
+                ref_emb=self.embeddings[:here],
+                ref_labels=self.labels[:here],
                 self_index=self_index,
             )
             self._lend(against_memory)
@@ -139,22 +191,30 @@ class CrossBatchMemory(nn.Module):
 
     @torch.no_grad()
     def _enqueue(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Write rows over the oldest ones. Returns their positions [N], -1 for rows that did not fit."""
-        n = len(embeddings)
-        positions = (self.cursor + torch.arange(n, device=embeddings.device)) % self.size
-        kept = slice(max(n - self.size, 0), n)
+        """Write rows over the oldest ones, with those of the other processes. Returns the positions [N] of the rows
+        given here in the whole memory, -1 for rows that did not fit."""
+        embeddings, labels = embeddings.to(self.embeddings.dtype), labels.to(self.labels)
+        mine = slice(0, len(embeddings))
+        if self.processes is not None:
+            counts = self.processes.counts(labels)
+            before = sum(counts[: self.processes.rank])
+            mine = slice(before, before + len(labels))
+            embeddings, labels = self.processes.gather(embeddings), self.processes.gather(labels)
+        n, share = len(labels), self._share
+        positions = (self.cursor + torch.arange(n, device=labels.device)) % self.size
+        positions[: max(n - self.size, 0)] = -1
         if self._reader is not None:
             # Another step's loss is still to be differentiated (two forward passes, then backward) and its graph
             # may need the old rows (that of a user's own loss, or of very many positives, does): it keeps them,
             # we go on with a copy.
             self.embeddings = self.embeddings.clone()
             self._reader = None
-        self.embeddings[positions[kept]] = embeddings[kept].to(self.embeddings.dtype)
-        self.labels[positions[kept]] = labels[kept].to(self.labels)
+        here = ((positions >= share.start) & (positions < share.stop)).nonzero()[:, 0]
+        at = positions[here] - share.start
+        self.embeddings[at], self.labels[at] = embeddings[here], labels[here]
         self.cursor.copy_((self.cursor + n) % self.size)
         self.filled.copy_((self.filled + n).clamp_max(self.size))
-        positions[: kept.start] = -1
-        return positions
+        return positions[mine]
 
     def _lend(self, loss: Tensor) -> None:
         """Remember that ``loss`` may need the buffer unchanged until it has been differentiated."""

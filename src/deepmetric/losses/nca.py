@@ -75,11 +75,7 @@ class NCALoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         pairs = Comparison(
-            batch.anchors,
-            batch.labels,
-            batch.refs,
-            batch.ref_labels,
-            batch.own,
+            *batch,
             kind="dot" if self.similarity == "cosine" else "squared",
             normalize=self.normalize,
         )

@@ -57,9 +57,7 @@ class NPairsLoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         taken = first_pairs(batch) if self.pairs == "first" else batch
-        pairs = Comparison(
-            taken.anchors, taken.labels, taken.refs, taken.ref_labels, taken.own, normalize=self.normalize
-        )
+        pairs = Comparison(*taken, normalize=self.normalize)
         costs = pairs.positives.sum(
             lambda similarity, others: softplus(others - similarity, threshold=40.0),
             pairs.negatives.logsumexp(1.0),
@@ -76,9 +74,15 @@ class NPairsLoss(PairLoss):
 def first_pairs(batch: Batch) -> Batch:
     """One anchor and one reference a class, the first of each that are not copies of each other; classes that
     lack either are left out."""
+    if batch.processes is not None:
+        # Of each process the first references of the classes, and of these the first.
+        mine = first_pairs(batch._replace(processes=None))
+        batch = mine._replace(
+            anchors=batch.anchors, labels=batch.labels, processes=batch.processes
+        ).gathered()
     n, m = len(batch.anchors), len(batch.refs)
     if not n or not m:
-        return batch._replace(own=None)
+        return Batch(batch.anchors[:0], batch.labels[:0], batch.refs[:0], batch.ref_labels[:0], None)
     device = batch.labels.device
     classes, class_of = batch.labels.unique(return_inverse=True)
     anchor = torch.full_like(classes, n, dtype=torch.int64)

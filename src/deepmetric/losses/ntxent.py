@@ -47,7 +47,7 @@ class NTXentLoss(PairLoss):
         self.temperature = temperature
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         scale = 1 / self.temperature
         costs = pairs.positives.sum(
             lambda similarity, others: softplus(others - scale * similarity, threshold=40.0),

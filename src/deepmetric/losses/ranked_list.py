@@ -68,9 +68,7 @@ class RankedListLoss(PairLoss):
         self.imbalance = imbalance
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(
-            batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own, kind="distance"
-        )
+        pairs = Comparison(*batch, kind="distance")
         least = 1e-5 * (pairs.positive_count + pairs.negative_count + 1).to(batch.anchors.dtype)
         near = _weighted_mean(pairs.positives, self.Tp, self.alpha - self.margin, 1.0, least)
         far = _weighted_mean(pairs.negatives, self.Tn, self.alpha, -1.0, least)

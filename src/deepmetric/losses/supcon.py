@@ -58,7 +58,7 @@ class SupConLoss(PairLoss):
         self.reduction = reduction
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         scale = 1 / self.temperature
         count = pairs.positive_count
         paired = count > 0

@@ -92,6 +92,8 @@ class TripletLoss(PairLoss):
         self.normalize = normalize
 
     def of_batch(self, batch: Batch) -> Tensor:
+        if self.swap:
+            batch = batch.gathered()
         pairs = Comparison(*batch, kind=_KINDS[self.form], normalize=self.normalize or self.form == "cosine")
         positives = self._positives(pairs)
         if self.mining in ("all", "semihard_band", "hard_band"):
@@ -138,10 +140,12 @@ class TripletLoss(PairLoss):
             anchor, ref, values = every.anchor, every.ref, every.values
         if self.singletons == "push":
             lone = (pairs.positive_count == 0).nonzero()[:, 0]
+            if pairs.processes is not None and pairs.processes.rank:
+                lone = lone[:0]  # listed by one process
             anchor, ref = torch.cat([anchor, lone]), torch.cat([ref, torch.full_like(lone, -1)])
             itself = 1.0 if self.form == "cosine" else 0.0
             values = torch.cat([values, values.new_full((len(lone),), itself)])
-        return PairList(anchor, ref, values, len(pairs.anchors))
+        return PairList(anchor, ref, values, len(pairs.anchors), pairs.processes)
 
     def _tied(self, pairs: Comparison, positives: PairList, *, nearer: bool = False) -> Tensor:
         """The nearness [P] at which a tie with the positive ends: negatives below it are further (those above
@@ -179,7 +183,7 @@ class TripletLoss(PairLoss):
         )
         if self.reduction == "mean" or self.soft_margin:
             if self.mining == "all":
-                count = pairs.negative_count[positives.anchor]
+                count = positives.total(positives.at(pairs.negative_count))
             elif self.mining == "hard_band" and hinge and self.margin <= 0:
                 with torch.no_grad():
                     tied = self._tied(pairs, positives)

@@ -53,7 +53,7 @@ class TupletMarginLoss(PairLoss):
         self.scale = scale
 
     def of_batch(self, batch: Batch) -> Tensor:
-        pairs = Comparison(batch.anchors, batch.labels, batch.refs, batch.ref_labels, batch.own)
+        pairs = Comparison(*batch)
         along, across = math.cos(math.radians(self.margin)), math.sin(math.radians(self.margin))
 
         def cost(similarity: Tensor, others: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ spec = importlib.util.spec_from_file_location("forms", sys.argv[1])
 forms = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(forms)
 NAMES = ["contrastive cosine", "contrastive linear", "triplet hard", "triplet all", "triplet semi-hard",
-         "triplet band soft", "intra-pair variance",         "lifted general", "lifted Deep_Metric",
+         "triplet band soft", "intra-pair variance", "lifted general", "lifted Deep_Metric",
          "binomial", "margin", "NCA", "multi-similarity", "multi-similarity, steep", "NT-Xent", "SupCon",
          "circle", "tuplet margin", "general pair weighting"]
 N = [5, 4, 7]  # anchors of each process: unequal on purpose
@@ -55,12 +55,15 @@ def worker(rank, world, port):
                     truth.backward()
                     mine, mine_beta = part(x, N, rank).clone().requires_grad_(), beta.detach().clone().requires_grad_()
                     my_labels = part(labels, N, rank)
+                    processes = Processes()
+                    every = processes.gather(mine)
                     if in_batch:
-                        r, rl, own = mine, my_labels, torch.arange(len(mine))
+                        r, rl, own = mine, my_labels, torch.arange(len(x)) - sum(N[:rank])
+                        own = torch.where((own >= 0) & (own < len(mine)), own, -1)
                     else:
                         r, rl, own = part(refs, M, rank), part(ref_labels, M, rank), None
-                    value = loss_of(name, mine, my_labels, r, rl, own, mine_beta, listed=listed, width=width,
-                                    processes=Processes())
+                    value = loss_of(name, every, labels, r, rl, own, mine_beta, listed=listed, width=width,
+                                    processes=processes)
                     value.backward()
                     where = (name, in_batch, listed, width)
                     assert abs(value - truth) < 1e-9, (*where, value, truth)

@@ -32,10 +32,10 @@ class Comparison:
         ref_labels: [M] integers.
         own: [N] int64, the position of anchor i's own copy among the references, -1 for none; None: no anchor
             has one. That pair is neither positive nor negative.
+        processes: where references are spread over processes: anchors and labels are those of all processes,
+            everywhere alike, references and ``own`` are of this process. Results are the same everywhere.
         kind: what a pair's value is: "dot" product, "squared" Euclidean distance or "distance".
         normalize: L2-normalise rows first ("dot" is then the cosine). A zero row stays zero.
-        processes: where references are spread over processes; anchors, labels and ``own`` are then this
-            process's part, and results are of the anchors of all processes.
         width: references per tile, chosen from the shapes if None.
         listed: up to how many pairs of one label are listed.
 
@@ -50,10 +50,10 @@ class Comparison:
         refs: Tensor,
         ref_labels: Tensor,
         own: Tensor | None,
+        processes: Processes | None = None,
         *,
         kind: Kind = "dot",
         normalize: bool = True,
-        processes: Processes | None = None,
         width: int | None = None,
         listed: int = LISTED,
     ) -> None:
@@ -68,15 +68,6 @@ class Comparison:
             elif normalize and refs.requires_grad:
                 refs = unit_rows(refs.to(dtype))
             self.normalize_refs = normalize and not itself and not refs.requires_grad
-        if processes is not None:
-            counts = processes.counts(anchors)
-            anchors = processes.gather(anchors)
-            labels = processes.gather(labels)
-            before = sum(counts[: processes.rank])
-            if own is not None:
-                everyone = own.new_full((sum(counts),), -1)
-                everyone[before : before + len(own)] = own
-                own = everyone
         self.anchors, self.labels, self.refs, self.ref_labels, self.own = (
             anchors,
             labels,

@@ -32,6 +32,10 @@ class PairList:
         """A value of each anchor [N] beside each of its pairs [P]."""
         return per_anchor[self.anchor]
 
+    def everywhere(self, per_pair: Tensor) -> Tensor:
+        """[P, ...] of this process's pairs -> of the pairs of all processes, with gradient."""
+        return self.processes.gather(per_pair) if self.processes is not None else per_pair
+
     def total(self, per_pair: Tensor) -> Tensor:
         """Sums [P] -> [N]."""
         out = per_pair.new_zeros(self.anchors).index_add(0, self.anchor, per_pair)
@@ -105,8 +109,7 @@ class PairList:
 
         Over several processes the pairs of all of them.
         """
-        if self.processes is not None:
-            per_pair = self.processes.gather(per_pair)
+        per_pair = self.everywhere(per_pair)
         order, anchor, slot, width = self._slots
         out = per_pair.new_full((self.anchors, width), fill)
         return out.index_put((anchor, slot), per_pair[order])
@@ -115,7 +118,7 @@ class PairList:
     def _slots(self) -> tuple[Tensor, Tensor, Tensor, int]:
         """The pairs of all processes in the order of their anchors: which, the anchor, which of its pairs; and
         the most pairs of an anchor."""
-        anchor = self.processes.gather(self.anchor) if self.processes is not None else self.anchor
+        anchor = self.everywhere(self.anchor)
         order = anchor.argsort(stable=True)
         anchor = anchor[order]
         counts = torch.bincount(anchor, minlength=self.anchors)

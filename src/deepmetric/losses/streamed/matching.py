@@ -32,7 +32,8 @@ def match(
 ) -> Matches:
     """Pairs of one label. More than ``listed`` of them are not listed; ``everywhere`` maps their number here to
     the one that decides (several processes must decide alike)."""
-    if len(labels) * len(ref_labels) <= min(SMALL, listed) and everywhere is None:
+    few = len(labels) * len(ref_labels) <= min(SMALL, listed) and everywhere is None
+    if few or not len(labels):
         ref, anchor = (ref_labels[:, None] == labels[None, :]).nonzero().unbind(1)
         return Matches(torch.bincount(anchor, minlength=len(labels)), anchor, ref)
     classes, anchor_class, sizes = labels.unique(return_inverse=True, return_counts=True)

@@ -30,16 +30,25 @@ class Processes(NamedTuple):
     def rank(self) -> int:
         return dist.get_rank(self.group)
 
+    def every(self, numbers: list[int], device: torch.device) -> Tensor:
+        """These numbers of each process, [size, len(numbers)] int64 on the CPU."""
+        mine = torch.tensor(numbers, device=device)
+        every = [torch.zeros_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine, group=self.group)
+        return torch.stack(every).cpu()
+
     def counts(self, rows: Tensor) -> list[int]:
         """How many rows each process has."""
-        count = torch.tensor([len(rows)], device=rows.device)
-        every = [torch.zeros_like(count) for _ in range(self.size)]
-        dist.all_gather(every, count, group=self.group)
-        return [int(c) for c in every]
+        return self.every([len(rows)], rows.device)[:, 0].tolist()
 
     def gather(self, rows: Tensor) -> Tensor:
         """Rows of all processes in the order of ranks, with gradient; their numbers may differ."""
-        return _Gather.apply(rows, self)
+        attached = rows.requires_grad and torch.is_grad_enabled()
+        every = self.every([len(rows), attached], rows.device)
+        if every[:, 1].any() and not attached:
+            # A process without rows of its own, say: it must take part in the others' backward pass.
+            rows = rows.detach().requires_grad_()
+        return _Gather.apply(rows, self, every[:, 0].tolist())
 
     def sum_(self, values: Tensor) -> Tensor:
         dist.all_reduce(values, group=self.group)
@@ -69,8 +78,7 @@ class Processes(NamedTuple):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, processes: Processes) -> Tensor:
-        counts = processes.counts(rows)
+    def forward(ctx: Any, rows: Tensor, processes: Processes, counts: list[int]) -> Tensor:
         ctx.processes, ctx.counts = processes, counts
         # Padded to one length: gloo needs equal shapes.
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
@@ -81,10 +89,10 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         grad = ctx.processes.sum_(grad.contiguous().clone())
         start = sum(ctx.counts[: ctx.processes.rank])
-        return grad[start : start + ctx.counts[ctx.processes.rank]], None
+        return grad[start : start + ctx.counts[ctx.processes.rank]], None, None
 
 
 class _Sum(torch.autograd.Function):
