@@ -1,7 +1,7 @@
 """The loop: recipe -> trained model, with memory, checkpoints and resumption."""
 
 from deepmetric.training.procedure import Procedure
-from deepmetric.training.recipe import LearningRates, Loop, Recipe
+from deepmetric.training.recipe import LearningRates, Loop, Published, Recipe
 from deepmetric.training.run import Run, load_run
 from deepmetric.training.schedules import CosineSchedule, PlateauSchedule, Schedule, StepSchedule
 from deepmetric.training.trainer import Trainer
@@ -11,6 +11,7 @@ __all__ = [
     "LearningRates",
     "Loop",
     "PlateauSchedule",
+    "Published",
     "Procedure",
     "Recipe",
     "Run",

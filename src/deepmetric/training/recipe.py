@@ -64,6 +64,23 @@ class Loop:
 
 
 @dataclass
+class Published:
+    """What a paper reports for a system, for ``deepmetric evaluate`` to print beside a run's own figures.
+
+    Args:
+        data: the data set, as ``Dataset.name`` says it where the whole of it is there.
+        model: backbone and width of the embedding; figures of other models do not compare.
+        source: the paper, and its table where that is known.
+        scores: metric, as ``deepmetric evaluate`` names it -> per cent.
+    """
+
+    data: str
+    model: str
+    source: str
+    scores: dict[str, float]
+
+
+@dataclass
 class Recipe:
     """A training run, named part by part.
 
@@ -85,6 +102,7 @@ class Recipe:
             preprocessing.
         learning_rates: where parts differ from the optimiser's learning rate.
         training: settings of the loop.
+        published: figures of the system's paper.
         seed: of the initial weights, the batches and the augmentation.
     """
 
@@ -99,4 +117,5 @@ class Recipe:
     augmentation: list[Callable[[], nn.Module]] | None = None
     learning_rates: LearningRates = field(default_factory=LearningRates)
     training: Loop = field(default_factory=Loop)
+    published: list[Published] = field(default_factory=list)
     seed: int = 0
