@@ -6,11 +6,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
-from deepmetric.losses.hard_mining import hard_bounds, mean_beyond
+from deepmetric.losses.hard_mining import hardest_bound
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
 
@@ -94,21 +93,11 @@ class BinomialDevianceLoss(PairLoss):
         return torch.where(complete, below + above, 0).sum() / max(len(batch.anchors), 1)
 
     def _mined(self, pairs: Comparison, epsilon: float) -> tuple[Tensor, Tensor]:
-        least, most = hard_bounds(pairs, epsilon)
-
-        def mean(side, slope: float, bound: Tensor, above: bool) -> Tensor:
-            return mean_beyond(
-                side,
-                lambda s: softplus(slope * (s - self.base), threshold=40.0),
-                lambda s: slope * torch.sigmoid(slope * (s - self.base)),
-                bound,
-                above=above,
-            )
-
-        return (
-            mean(pairs.positives, -self.alpha, most, False),
-            mean(pairs.negatives, self.beta, least, True),
-        )
+        least = hardest_bound(pairs.positives.min() - epsilon)
+        above, kept, most = pairs.negatives.softplus_sum_beyond(self.beta, self.base, least)
+        most = hardest_bound(most + epsilon)
+        below, positives, _ = pairs.positives.softplus_sum_beyond(-self.alpha, self.base, most)
+        return below / positives.clamp_min(1), above / kept.clamp_min(1)
 
     def extra_repr(self) -> str:
         return (

@@ -64,8 +64,10 @@ class CircleLoss(PairLoss):
         positives = pairs.positives.logsumexp(
             fn=lambda s: gamma * (1 + m - s).relu() * (1 - m - s), slope=lambda s: -gamma * (1 + m - s).relu()
         )
+        # γ [s + m]₊ (s - m) is γ (s² - m²) with s not below -m: few passes over a tile.
         negatives = pairs.negatives.logsumexp(
-            fn=lambda s: gamma * (s + m).relu() * (s - m), slope=lambda s: gamma * (s + m).relu()
+            fn=lambda s: s.clamp_min(-m).square_().sub_(m * m).mul_(gamma),
+            slope=lambda s: s.clamp_min(-m).add_(m).mul_(gamma),
         )
         has_positive, has_negative = pairs.positive_count > 0, pairs.negative_count > 0
         if self.over == "batch":

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from deepmetric.errors import InputError
@@ -32,6 +28,7 @@ class HardMiningLoss(PairLoss):
     An anchor without positives, without negatives or without a kept pair costs 0 and counts in N. The value
     may be below 0: where the kept negatives point away.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
     >>> round(HardMiningLoss(0.3)(x, torch.tensor([0, 0, 1])).item(), 4)  # (0.2 + 0.6 + 0.2 + 0.96) / 3
     0.6533
@@ -45,41 +42,20 @@ class HardMiningLoss(PairLoss):
 
     def of_batch(self, batch: Batch) -> Tensor:
         pairs = Comparison(*batch)
-        least, most = hard_bounds(pairs, self.epsilon)
-        below = mean_beyond(pairs.positives, lambda s: 1 - s, lambda s: -1.0, most, above=False)
-        above = mean_beyond(pairs.negatives, lambda s: s, lambda s: 1.0, least, above=True)
+        least = hardest_bound(pairs.positives.min() - self.epsilon)
+        above, kept, most = pairs.negatives.hinge_sum_and_hardest(least, above=True)
+        most = hardest_bound(most + self.epsilon)
+        below, positives = pairs.positives.hinge_sum(most, above=False)
+        # The hinge takes the bound off each pair: put back.
+        above = (above + kept * least) / kept.clamp_min(1)
+        below = (below + positives * (1 - most)) / positives.clamp_min(1)
         return (below + above).sum() / max(len(batch.anchors), 1)
 
     def extra_repr(self) -> str:
         return f"epsilon={self.epsilon}"
 
 
-def hard_bounds(pairs: Comparison, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Similarities [N] above which a negative is hard, and below which a positive is, without gradient. Where an
-    anchor lacks positives or negatives no pair is hard."""
-    least, most = pairs.positives.min() - epsilon, pairs.negatives.max() + epsilon
-    # Infinite without a pair; beyond all cosines is enough, and arithmetic stays finite.
-    return least.clamp(-1e3, 1e3), most.clamp(-1e3, 1e3)
-
-
-def mean_beyond(
-    side: Any,
-    cost: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor], Tensor | float],
-    bound: Tensor,
-    *,
-    above: bool,
-) -> Tensor:
-    """The mean cost [N] of an anchor's pairs above (or below) its bound [N]; 0 where there is none.
-
-    ``side`` are the positives or the negatives of a Comparison, ``slope`` the derivative of ``cost``.
-    """
-    sign = 1.0 if above else -1.0
-
-    def inside(s: Tensor, t: Tensor) -> Tensor:
-        return torch.sign((sign * (s - t)).relu())
-
-    total = side.sum(lambda s, t: cost(s) * inside(s, t), bound, slope=lambda s, t: slope(s) * inside(s, t))
-    with torch.no_grad():
-        _, count = side.hinge_sum(bound, above=above)
-    return total / count.clamp_min(1)
+def hardest_bound(similarity: Tensor) -> Tensor:
+    """A bound of the mining [N] kept finite: it is infinite where an anchor has no pair to take it from. Beyond all
+    cosines is enough, and arithmetic stays finite."""
+    return similarity.clamp(-1e3, 1e3)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from deepmetric.errors import InputError
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.streamed import Comparison, PairList, Side
-from deepmetric.losses.streamed.dense import MatrixSide
+from deepmetric.losses.streamed import Comparison
 
 
 class RankedListLoss(PairLoss):
@@ -37,6 +35,7 @@ class RankedListLoss(PairLoss):
     GPW weight (before the divisor), with r the half's quotient and the sums of the half:
     share · w (1 + T (h - r)) / (Σw + c) / D.
 
+    >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
     >>> loss = RankedListLoss(margin=1.0)(x, torch.tensor([0, 0, 1]))
     >>> round(loss.item(), 4)  # D 0.6325; 0.8944 and 0.2828; the third anchor has negatives alone
@@ -70,41 +69,11 @@ class RankedListLoss(PairLoss):
     def of_batch(self, batch: Batch) -> Tensor:
         pairs = Comparison(*batch, kind="distance")
         least = 1e-5 * (pairs.positive_count + pairs.negative_count + 1).to(batch.anchors.dtype)
-        near = _weighted_mean(pairs.positives, self.Tp, self.alpha - self.margin, 1.0, least)
-        far = _weighted_mean(pairs.negatives, self.Tn, self.alpha, -1.0, least)
+        near, near_weight = pairs.positives.exponential_hinge(self.Tp, self.alpha - self.margin, above=True)
+        far, far_weight = pairs.negatives.exponential_hinge(self.Tn, self.alpha, above=False)
+        near, far = near / (near_weight + least), far / (far_weight + least)
         per_anchor = (1 - self.imbalance) * near + self.imbalance * far
         return per_anchor.sum() / max(len(per_anchor), 1)
 
     def extra_repr(self) -> str:
         return f"margin={self.margin}, alpha={self.alpha}, Tn={self.Tn}, Tp={self.Tp}, imbalance={self.imbalance}"
-
-
-def _weighted_mean(
-    side: Side | PairList | MatrixSide, sharpness: float, radius: float, sign: float, least: Tensor
-) -> Tensor:
-    """Σ w h / (Σ w + least) [N] of h = sign (D - radius) where h > 0 and D > 0, w = exp(sharpness h).
-
-    Both sums first, without gradient; then the gradient of the quotient is that of a single sum.
-    """
-
-    def excess(d: Tensor) -> Tensor:
-        return (d - radius).mul_(sign)
-
-    def weight(d: Tensor, h: Tensor) -> Tensor:
-        # The sign of the product is the indicator, without boolean tiles.
-        return torch.relu(h).mul_(d).sign_().mul_((h * sharpness).exp_())
-
-    def weighted(d: Tensor) -> Tensor:
-        h = excess(d)
-        return weight(d, h).mul_(h)
-
-    def slope(d: Tensor, mean: Tensor, total: Tensor) -> Tensor:
-        h = excess(d)
-        return weight(d, h).mul_((h - mean).mul_(sharpness).add_(1)).mul_(sign / total)
-
-    with torch.no_grad():
-        total = side.sum(lambda d: weight(d, excess(d))) + least
-        mean = side.sum(weighted) / total
-    # Of this sum the slope alone is wanted.
-    gradient = side.sum(lambda d, mean, total: d.clone(), mean, total, slope=slope)
-    return gradient - gradient.detach() + mean

@@ -75,6 +75,20 @@ class DenseSide:
     def softplus_sum(self, scale, shift):
         return self.total(torch.log1p(torch.exp(scale * (self.value - shift))))
 
+    def softplus_sum_beyond(self, scale, shift, beyond):
+        kept = DenseSide(self.value, self.mask & (scale * self.value > (scale * beyond)[:, None]))
+        hardest = self.max() if scale > 0 else self.min()
+        return kept.softplus_sum(scale, shift), kept.mask.sum(1), hardest
+
+    def hinge_sum_and_hardest(self, threshold, *, above):
+        return *self.hinge_sum(threshold, above=above), self.max() if above else self.min()
+
+    def exponential_hinge(self, sharpness, radius, *, above):
+        h = self.value - radius if above else radius - self.value
+        on = (h > 0) & (self.value > 0)
+        w = torch.where(on, (sharpness * h).exp(), 0)
+        return self.total(w * h), self.total(w)
+
     def weighted_sum(self, weight):
         return self.total(weight(self.value).detach() * self.value)
 

@@ -179,7 +179,10 @@ def circle(c, m=0.4, g=80.0):
     lp = c.positives.logsumexp(
         fn=lambda s: g * (1 + m - s).relu() * (1 - m - s), slope=lambda s: -g * (1 + m - s).relu()
     )
-    ln = c.negatives.logsumexp(fn=lambda s: g * (s + m).relu() * (s - m), slope=lambda s: g * (s + m).relu())
+    ln = c.negatives.logsumexp(
+        fn=lambda s: s.clamp_min(-m).square_().sub_(m * m).mul_(g),
+        slope=lambda s: s.clamp_min(-m).add_(m).mul_(g),
+    )
     ok = (c.positive_count > 0) & (c.negative_count > 0)
     return torch.where(ok, softplus(torch.where(ok, lp + ln, 0)), 0).sum() / ok.sum().clamp_min(1)
 
@@ -218,22 +221,24 @@ def angular(c, alpha=40.0):
 
 
 def ranked_list(c, m=0.4, T=5.0, alpha=1.2, Tp=0.0, lam=0.5):  # distance
-    # The sign of a product of ramps is the indicator of 0 < d < alpha, without boolean tiles.
-    w = lambda d: torch.exp(T * (alpha - d)) * torch.sign((alpha - d).relu() * d).detach()
-    h = lambda d: alpha - d
     n = len(c.ref_labels) * 1e-5
-    with torch.no_grad():
-        w0 = c.negatives.sum(w) + n
-        r = c.negatives.sum(lambda d: w(d) * h(d)) / w0
-    # The gradient of a quotient of two sums is that of one sum, once both are known.
-    ln = c.negatives.sum(
-        lambda d, r, z: w(d) * (h(d) - r) / z, r, w0, slope=lambda d, r, z: -w(d) * (T * (h(d) - r) + 1) / z
-    )
-    ln = ln - ln.detach() + r
-    b = alpha - m
-    wp = lambda d: torch.exp(Tp * (d - b)) * (d > b)
-    lp = c.positives.sum(lambda d: wp(d) * (d - b)) / (c.positives.sum(wp) + n)
-    return ((1 - lam) * lp + lam * ln).mean()
+    p, wp = c.positives.exponential_hinge(Tp, alpha - m, above=True)
+    q, wq = c.negatives.exponential_hinge(T, alpha, above=False)
+    return ((1 - lam) * p / (wp + n) + lam * q / (wq + n)).mean()
+
+
+def hard_mined(c, eps=0.1):
+    least = (c.positives.min() - eps).clamp(-9, 9)
+    q, nq, most = c.negatives.hinge_sum_and_hardest(least, above=True)
+    most = (most + eps).clamp(-9, 9)
+    p, np_ = c.positives.hinge_sum(most, above=False)
+    return ((q + nq * least) / nq.clamp_min(1) + (p + np_ * (1 - most)) / np_.clamp_min(1)).mean()
+
+
+def binomial_mined(c, a=2.0, b=40.0, lam=0.5, eps=0.1):
+    q, nq, most = c.negatives.softplus_sum_beyond(b, lam, (c.positives.min() - eps).clamp(-9, 9))
+    p, np_, _ = c.positives.softplus_sum_beyond(-a, lam, (most + eps).clamp(-9, 9))
+    return (q / nq.clamp_min(1) + p / np_.clamp_min(1)).mean()
 
 
 def gpw(c, pos, neg):
@@ -274,6 +279,8 @@ FORMS = {
     "intra-pair variance": ("dot", True, intra_pair),
     "angular": ("dot", True, angular),
     "ranked list": ("distance", True, ranked_list),
+    "hard mining": ("dot", True, hard_mined),
+    "binomial, mined": ("dot", True, binomial_mined),
     "general pair weighting": (
         "dot",
         True,

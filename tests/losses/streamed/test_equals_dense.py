@@ -17,7 +17,9 @@ NAMES = """contrastive cosine|contrastive linear|contrastive Hadsell|triplet all
 triplet all cosine|triplet all soft|triplet all soft, not normalised|triplet band|triplet band soft
 triplet hard band|triplet semi-hard|triplet hard|triplet hard soft|lifted|lifted general|lifted Deep_Metric|binomial
 margin|NCA|NCA kNN|multi-similarity|multi-similarity, unmined|multi-similarity, steep|N-pairs|NT-Xent|SupCon|circle
-tuplet margin|intra-pair variance|angular|ranked list|general pair weighting""".replace("\n", "|").split("|")
+tuplet margin|intra-pair variance|angular|ranked list|hard mining|binomial, mined|general pair weighting""".replace(
+    "\n", "|"
+).split("|")
 IN_BATCH = {"lifted"}
 NEEDS_LIST = {"triplet", "lifted", "NCA kNN", "N-pairs", "angular"}
 

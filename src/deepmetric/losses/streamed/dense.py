@@ -90,6 +90,23 @@ class MatrixSide:
         t = shift[:, None] if isinstance(shift, Tensor) and shift.ndim else shift
         return self._total(torch.nn.functional.softplus(scale * (self.values - t), threshold=40.0))
 
+    def softplus_sum_beyond(
+        self, scale: float, shift: Tensor | float, beyond: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        keys = self._keys(scale)
+        kept = (keys > (scale * beyond.detach())[:, None])[:, : self.values.shape[1]]
+        side = MatrixSide(self.values, kept, self.tiled)
+        return side.softplus_sum(scale, shift), kept.sum(1).to(keys.dtype), keys.amax(1) / scale
+
+    def hinge_sum_and_hardest(self, threshold: Tensor, *, above: bool) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.hinge_sum(threshold, above=above), self.max() if above else self.min()
+
+    def exponential_hinge(self, sharpness: float, radius: float, *, above: bool) -> tuple[Tensor, Tensor]:
+        hinge = self.values - radius if above else radius - self.values
+        inside = hinge > 0 if above else (hinge > 0) & (self.values > 0)
+        weight = torch.where(inside, (sharpness * hinge).exp(), 0)
+        return self._total(weight * hinge), self._total(weight)
+
     def logsumexp(
         self,
         scale: float = 1.0,

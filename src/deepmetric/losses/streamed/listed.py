@@ -61,6 +61,21 @@ class PairList:
         t = self.at(shift) if isinstance(shift, Tensor) else shift
         return self.total(torch.nn.functional.softplus(scale * (self.values - t), threshold=40.0))
 
+    def softplus_sum_beyond(
+        self, scale: float, shift: Tensor | float, beyond: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        key = scale * self.values
+        kept = (key.detach() > self.at(scale * beyond)).to(key.dtype)
+        t = self.at(shift) if isinstance(shift, Tensor) else shift
+        cost = torch.nn.functional.softplus(key - scale * t, threshold=40.0)
+        return self.total(cost * kept), self.total(kept), self._amax(key.detach()) / scale
+
+    def exponential_hinge(self, sharpness: float, radius: float, *, above: bool) -> tuple[Tensor, Tensor]:
+        hinge = self.values - radius if above else radius - self.values
+        inside = hinge > 0 if above else (hinge > 0) & (self.values > 0)
+        weight = torch.where(inside, (sharpness * hinge).exp(), 0)
+        return self.total(weight * hinge), self.total(weight)
+
     def logsumexp(
         self,
         scale: float = 1.0,

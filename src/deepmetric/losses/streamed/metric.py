@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor
 from deepmetric.losses.streamed.tiles import Buffers
 
 Kind = Literal["dot", "squared", "distance"]
+
+
+class Distances(NamedTuple):
+    """A tile of distances, and whether a 0 may be among them."""
+
+    tile: Tensor
+    zero: bool
 
 
 class Metric(NamedTuple):
@@ -38,44 +46,45 @@ class Metric(NamedTuple):
             return float("inf")
         return abs(self.scale) * {"dot": 1.0, "squared": 4.0, "distance": 2.0}[self.kind]
 
-    def anchors(self, x: Tensor) -> Tensor:
-        """Anchors [n, d] with what is constant already multiplied in."""
-        factor = self.scale if self.kind == "dot" else -2.0
-        return x * factor if factor != 1 else x
+    def anchors(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Anchors [n, d] with what is constant already multiplied in; their squared norms [n, 1] where needed."""
+        inside = 1.0 if self.kind == "distance" else self.scale  # a square root comes between
+        factor = inside if self.kind == "dot" else -2.0 * inside
+        norms = x.square().sum(1, keepdim=True).mul_(inside) if self.radial else None
+        return x * factor if factor != 1 else x, norms
 
     def values(
-        self, x: Tensor, norms: Tensor | None, refs: Tensor, buffers: Buffers
-    ) -> tuple[Tensor, Tensor | None]:
-        """``scale * value`` [n, m] of prepared anchors and references, and for distances the distance apart."""
+        self, x: Tensor, norms: Tensor | None, refs: Tensor, buffers: Buffers, preserved: bool = False
+    ) -> tuple[Tensor, Distances | None]:
+        """``scale * value`` [n, m] of prepared anchors and references, and for distances the distance apart, in the
+        same tile if its values will be ``preserved``."""
         n, m = len(x), len(refs)
         tile = torch.mm(x, refs.t(), out=buffers(0, n, m))
         if self.kind == "dot":
             return tile, None
-        if self.unit:
-            tile.add_(2.0)
-            noise = None
+        inside = 1.0 if self.kind == "distance" else self.scale
+        if norms is None:
+            tile.add_(2.0 * inside)
         else:
-            assert norms is not None
-            tile.add_(refs.square().sum(1)).add_(norms)
-            noise = norms
-        _snap(tile, noise)
-        distance = None
-        if self.kind == "distance":
-            distance = tile.sqrt_()
-            tile = buffers(1, n, m).copy_(distance)
-        if self.scale != 1:
-            tile.mul_(self.scale)
-        return tile, distance
+            tile.add_(refs.square().sum(1), alpha=inside).add_(norms)
+        zero = _snap(tile, norms, inside)
+        if self.kind == "squared":
+            return tile, None
+        tile.sqrt_()
+        if preserved and self.scale == 1:
+            return tile, Distances(tile, zero)
+        return torch.mul(tile, self.scale, out=buffers(1, n, m)), Distances(tile, zero)
 
-    def to_rows(self, weights: Tensor, distance: Tensor | None) -> Tensor:
+    def to_rows(self, weights: Tensor, distances: Distances | None) -> Tensor:
         """W' in place of W."""
-        if distance is None:
+        if distances is None:
             return weights
-        # At distance 0 the direction is unknown and the derivative taken as 0: 0 / tiny.
-        tiny = torch.finfo(weights.dtype).tiny
-        if distance.is_cuda or not bool(distance.amin() > 0):
+        distance, zero = distances
+        if zero:
+            # At distance 0 the direction is unknown and the derivative taken as 0: 0 / tiny.
             weights.mul_(distance.sign())
-        return weights.div_(distance.clamp_min_(tiny))
+            distance.clamp_min_(torch.finfo(weights.dtype).tiny)
+        return weights.div_(distance)
 
     def of_pairs(self, x: Tensor, refs: Tensor) -> Tensor:
         """Values [P] of rows that stand beside each other, [P, d] each. Not scaled."""
@@ -103,13 +112,18 @@ class Metric(NamedTuple):
         return torch.where(squared > noise, squared, 0), apart
 
 
-def _snap(squared: Tensor, norms: Tensor | None) -> None:
-    """Squared distances below the rounding of the product become 0: an exact copy is one."""
+def _snap(squared: Tensor, norms: Tensor | None, scale: float) -> bool:
+    """Scaled squared distances below the rounding of the product become 0: an exact copy is one. Returns whether
+    there may be any."""
     if not squared.numel():
-        return
-    eps = 8 * torch.finfo(squared.dtype).eps
-    if norms is None:
-        # Exactly 0 below the threshold, unchanged above it.
-        torch.nn.functional.threshold(squared, 2 * eps, 0.0, inplace=True)
-    elif squared.is_cuda or bool((squared.amin(1, keepdim=True) <= 2 * eps * norms).any()):
-        squared.masked_fill_(squared <= 2 * eps * norms, 0.0)
+        return False
+    noise = 16 * torch.finfo(squared.dtype).eps * (abs(scale) if norms is None else norms.abs())
+    if not squared.is_cuda:
+        nearest = squared.amin(1, keepdim=True) if scale > 0 else squared.amax(1, keepdim=True).neg_()
+        if not bool((nearest <= noise).any()):
+            return False
+    if isinstance(noise, float):
+        torch.hardshrink(squared, noise, out=squared)
+    else:
+        squared.masked_fill_(squared * math.copysign(1, scale) <= noise, 0.0)
+    return True

@@ -13,6 +13,8 @@ from deepmetric.losses.streamed.metric import Metric
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.tiles import Buffers, Group, Hide
 
+Weights = Tensor | tuple[Tensor, ...]
+
 
 class Reduction(Protocol):
     """A reduction of one value per pair to one number per anchor (or more, then without gradient).
@@ -20,23 +22,28 @@ class Reduction(Protocol):
     ``state`` holds a row per anchor. ``tile`` takes the tile's values, may destroy them, and returns the
     weights dA/dV up to a factor per row that ``finish`` gives; ``state["rescale"]`` [n] multiplies what was
     accumulated so far. ``slopes`` are dA/dt of the parameters, accumulated in ``state`` as "slope0", ...
+    A reduction to two numbers with gradients (``outputs`` = 2) gives a tuple of weights and of factors.
     """
 
     differentiable: bool
+    # Attributes that may be missing: how many outputs have gradients (1), and whether ``tile`` leaves values alone,
+    # but for hidden ones, which it may make +-BIG (False).
+    outputs: int
+    preserves: bool
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> dict[str, Tensor]: ...
 
     def tile(
         self, state: dict[str, Tensor], v: Tensor, params: Sequence[Tensor], hide: Hide, spare: Any, lo: int
-    ) -> Tensor | None: ...
+    ) -> Weights | None: ...
 
     def replay(
         self, state: dict[str, Tensor], v: Tensor, params: Sequence[Tensor], hide: Hide, spare: Any
-    ) -> Tensor: ...
+    ) -> Weights: ...
 
     def combine(self, state: dict[str, Tensor], processes: Processes) -> None: ...
 
-    def finish(self, state: dict[str, Tensor]) -> tuple[list[Tensor], Tensor | float]: ...
+    def finish(self, state: dict[str, Tensor]) -> tuple[list[Tensor], Any]: ...
 
 
 class Job(NamedTuple):
@@ -50,7 +57,8 @@ class Job(NamedTuple):
 
 
 def reduce(job: Job, anchors: Tensor, refs: Tensor, params: Sequence[Tensor] = ()) -> list[Tensor]:
-    """The outputs of ``job.reduction``, a row per anchor; the first has gradients for anchors, refs, params.
+    """The outputs of ``job.reduction``, a row per anchor; the first (or the first two, as the reduction says) have
+    gradients for anchors, refs and params.
 
     Anchors [N, d], references [M, d], params [N] or [N, K]. References of lower precision than the anchors
     are converted tile by tile. First-order gradients only.
@@ -84,34 +92,41 @@ class _Reduce(torch.autograd.Function):
                 job.reduction.combine(state, job.processes)
             outputs, factor = job.reduction.finish(state)
         if grad:
-            ctx.job, ctx.runs, ctx.state, ctx.factor = job, runs, state, factor
+            ctx.job, ctx.runs, ctx.state, ctx.factors = job, runs, state, _several(factor)
             # The anchors are needed for the references' gradient, and for the part along x of distances.
             need_x_again = need_refs or job.metric.radial
             ctx.save_for_backward(
                 anchors if need_x_again else None, refs if need_refs else None, *(params if need_refs else ())
             )
-        ctx.mark_non_differentiable(*(outputs[1:] if job.reduction.differentiable else outputs))
+        with_gradient = getattr(job.reduction, "outputs", 1) if job.reduction.differentiable else 0
+        ctx.mark_non_differentiable(*outputs[with_gradient:])
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        g = grads[0]
-        if g is None:
+        arrived = [g for g in grads[: len(ctx.factors)] if g is not None]
+        if not arrived:
             return (None,) * len(ctx.needs_input_grad)
         need_x, need_refs, _, *need_params = ctx.needs_input_grad
         anchors, refs, *params = ctx.saved_tensors
-        with torch.autocast(device_type=g.device.type, enabled=False):
+        with torch.autocast(device_type=arrived[0].device.type, enabled=False):
+            gs = [torch.zeros_like(arrived[0]) if g is None else g for g in grads[: len(ctx.factors)]]
             if ctx.job.processes is not None:
-                g = ctx.job.processes.sum_(g.contiguous().clone())
-            g = g * ctx.factor  # dA/dV for the weights as they were accumulated
+                gs = [ctx.job.processes.sum_(g.contiguous().clone()) for g in gs]
+            # dA/dV for the weights as they were accumulated
+            gs = [g * factor for g, factor in zip(gs, ctx.factors)]
             slopes = [ctx.state[f"slope{k}"] if need else None for k, need in enumerate(need_params)]
-            gp = [None if s is None else g[:, None] * s if s.ndim == 2 else g * s for s in slopes]
-            g = g * ctx.job.metric.scale
-            gx = _anchor_gradient(ctx, g, anchors, refs) if need_x else None
-            gm = _reference_gradient(ctx, g, anchors, refs, params) if need_refs else None
+            gp = [None if s is None else gs[0][:, None] * s if s.ndim == 2 else gs[0] * s for s in slopes]
+            gs = [g * ctx.job.metric.scale for g in gs]
+            gx = _anchor_gradient(ctx, gs, anchors, refs) if need_x else None
+            gm = _reference_gradient(ctx, gs, anchors, refs, params) if need_refs else None
         return gx, gm, None, *gp
+
+
+def _several(weights: Any) -> tuple[Any, ...]:
+    return weights if isinstance(weights, tuple) else (weights,)
 
 
 def _buffers(job: Job, like: Tensor) -> Buffers:
@@ -143,22 +158,23 @@ def _run(
     need_x: bool,
     keep: bool,
 ) -> dict[str, Any]:
-    """Reduce one group. Returns the state, B [n, d] and the row sums R [n], or the weights of a single tile."""
+    """Reduce one group. Returns the state and, for each output with a gradient, B [n, d] and the row sums R [n], or
+    the weights of a single tile."""
     reduction, metric = job.reduction, job.metric
     x, params = anchors[group.rows], [p[group.rows] for p in params]
     state = reduction.start(len(x), x, params)
     run: dict[str, Any] = {"state": state}
     accumulate = grad and need_x and not keep
+    outputs = range(getattr(reduction, "outputs", 1))
     if accumulate:
-        run["B"] = torch.zeros_like(x)
-        if metric.radial:
-            run["R"] = x.new_zeros(len(x))
-    prepared = metric.anchors(x)
-    norms = x.square().sum(1, keepdim=True) if metric.radial else None
+        run["B"] = [torch.zeros_like(x) for _ in outputs]
+        run["R"] = [x.new_zeros(len(x)) for _ in outputs] if metric.radial else []
+    prepared, norms = metric.anchors(x)
+    preserved = getattr(reduction, "preserves", False)
     n = len(x)
     for lo, hi in group.tiles():
         tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
-        v, distance = metric.values(prepared, norms, tile_refs, buffers)
+        v, distance = metric.values(prepared, norms, tile_refs, buffers, preserved)
 
         def spare(i: int, n: int = n, m: int = hi - lo) -> Tensor:
             return buffers(3 + i, n, m)
@@ -168,17 +184,18 @@ def _run(
         rescale = state.pop("rescale", None)
         if not grad or weights is None:
             continue
+        weights = [metric.to_rows(w, distance) for w in _several(weights)]
         if keep:
-            run["W"] = metric.to_rows(weights, distance)
+            run["W"] = weights
         elif accumulate:
-            weights = metric.to_rows(weights, distance)
-            if rescale is not None:
-                run["B"].mul_(rescale[:, None])
-                if metric.radial:
-                    run["R"].mul_(rescale)
-            run["B"].addmm_(weights, tile_refs)
-            if metric.radial:
-                run["R"].add_(weights.sum(1))
+            for total, w in zip(run["B"], weights):
+                if rescale is not None:
+                    total.mul_(rescale[:, None])
+                total.addmm_(w, tile_refs)
+            for total, w in zip(run["R"], weights):
+                if rescale is not None:
+                    total.mul_(rescale)
+                total.add_(w.sum(1))
     return run
 
 
@@ -188,27 +205,33 @@ def _joined(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
 
 
-def _anchor_gradient(ctx: Any, g: Tensor, anchors: Tensor | None, refs: Tensor | None) -> Tensor:
+def _anchor_gradient(ctx: Any, gs: list[Tensor], anchors: Tensor | None, refs: Tensor | None) -> Tensor:
     job: Job = ctx.job
     metric = job.metric
-    totals, sums = [], []
     for group, run in zip(job.groups, ctx.runs):
         if "W" in run:
             assert refs is not None
-            tile_refs = _load(job, group, refs, group.start, group.stop, g.dtype)
-            run = {"B": run["W"] @ tile_refs, "R": run["W"].sum(1) if metric.radial else None}
-        totals.append(run["B"])
-        sums.append(run.get("R"))
-    total = torch.cat(totals) if len(totals) > 1 else totals[0]
-    gradient = total * (-metric.slope * g)[:, None]
-    if metric.radial:
-        assert anchors is not None
-        gradient.addcmul_(anchors, (metric.slope * g * torch.cat(sums))[:, None])
+            tile_refs = _load(job, group, refs, group.start, group.stop, gs[0].dtype)
+            run["B"] = [w @ tile_refs for w in run["W"]]
+            run["R"] = [w.sum(1) for w in run["W"]] if metric.radial else []
+    gradient = None
+    for k, g in enumerate(gs):
+        total = _rows(ctx.runs, "B", k) * (-metric.slope * g)[:, None]
+        if metric.radial:
+            assert anchors is not None
+            total.addcmul_(anchors, (metric.slope * g * _rows(ctx.runs, "R", k))[:, None])
+        gradient = total if gradient is None else gradient.add_(total)
+    assert gradient is not None
     return gradient
 
 
+def _rows(runs: list[dict[str, Any]], name: str, output: int) -> Tensor:
+    parts = [run[name][output] for run in runs]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
 def _reference_gradient(
-    ctx: Any, g: Tensor, anchors: Tensor, refs: Tensor, params: Sequence[Tensor]
+    ctx: Any, gs: list[Tensor], anchors: Tensor, refs: Tensor, params: Sequence[Tensor]
 ) -> Tensor:
     """A second pass over the tiles, where their weights are computed again (or were kept)."""
     job: Job = ctx.job
@@ -216,29 +239,31 @@ def _reference_gradient(
     out = torch.zeros(refs.shape, dtype=anchors.dtype, device=refs.device)
     buffers = _buffers(job, anchors)
     for group, run in zip(job.groups, ctx.runs):
-        x, gr = anchors[group.rows], metric.slope * g[group.rows]
+        x, grs = anchors[group.rows], [metric.slope * g[group.rows] for g in gs]
         state = {name: value[group.rows] for name, value in ctx.state.items()}
         rows = [p[group.rows] for p in params]
-        prepared = metric.anchors(x)
-        norms = x.square().sum(1, keepdim=True) if metric.radial else None
-        weighted = x * -gr[:, None]
+        prepared, norms = metric.anchors(x)
+        preserved = getattr(job.reduction, "preserves", False)
+        weighted = [x * -gr[:, None] for gr in grs]
         n = len(x)
         for lo, hi in group.tiles():
             tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
             if "W" in run:
                 weights = run["W"]
             else:
-                v, distance = metric.values(prepared, norms, tile_refs, buffers)
+                v, distance = metric.values(prepared, norms, tile_refs, buffers, preserved)
 
                 def spare(i: int, n: int = n, m: int = hi - lo) -> Tensor:
                     return buffers(3 + i, n, m)
 
                 hide = group.hidden.of_tile(lo, hi, buffers(2, n, hi - lo))
                 weights = job.reduction.replay(state, v, rows, hide, spare)
-                weights = metric.to_rows(weights, distance)
-            part = weights.t() @ weighted
-            if metric.radial:
-                part.addcmul_(tile_refs, (weights.t() @ gr)[:, None])
+                weights = [metric.to_rows(w, distance) for w in _several(weights)]
+            part = torch.zeros_like(tile_refs)
+            for w, rows_of_w, gr in zip(weights, weighted, grs):
+                part.addmm_(w.t(), rows_of_w)
+                if metric.radial:
+                    part.addcmul_(tile_refs, (w.t() @ gr)[:, None])
             if group.order is None:
                 out[lo:hi] += part
             else:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from deepmetric.losses.streamed import choose, steps, sums
 from deepmetric.losses.streamed.listed import PairList
+from deepmetric.losses.streamed.logsumexp import LogSumExp
 from deepmetric.losses.streamed.metric import Metric
 from deepmetric.losses.streamed.operator import Job, reduce
-from deepmetric.losses.streamed.tiles import BIG, Group
+from deepmetric.losses.streamed.tiles import BIG, LOG2E, Group
 
 if TYPE_CHECKING:
     from deepmetric.losses.streamed.comparison import Comparison
@@ -46,7 +47,7 @@ class Side:
         """:meth:`logsumexp`, and in the same pass the value of the largest scale * v of all pairs (not only
         those beyond), without gradient; infinite of that sign over nothing."""
         value, hardest = self._logsumexp(scale, beyond, None, (), hardest=True)
-        return value, _finite_or_inf(hardest) / scale
+        return value, _finite_or_inf(hardest) / (scale * LOG2E)
 
     def _logsumexp(
         self,
@@ -57,14 +58,18 @@ class Side:
         hardest: bool,
         slope: sums.Elementwise | None = None,
     ) -> list[Tensor]:
-        metric = self.pairs.metric(1.0 if fn is not None else scale)
         # exp of twice this, times as many pairs as there may be, stays in range.
-        bounded = metric.bound() <= (60 if self.pairs.anchors.dtype == torch.float32 else 500)
+        bounded = self.pairs.metric(scale).bound() <= (
+            60 if self.pairs.anchors.dtype == torch.float32 else 500
+        )
+        scale = 1.0 if fn is not None else scale * LOG2E
         mined = beyond is not None
         if beyond is not None:
             params = ((beyond.detach() * scale).clamp(-0.1 * BIG, 0.1 * BIG),)
         return self._reduce(
-            sums.LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn, slope=slope), metric, params
+            LogSumExp(bounded=bounded, mined=mined, hardest=hardest, fn=fn, slope=slope),
+            self.pairs.metric(scale),
+            params,
         )
 
     def sum(self, fn: sums.Elementwise, *params: Tensor, slope: sums.Elementwise | None = None) -> Tensor:
@@ -83,13 +88,39 @@ class Side:
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Σ [v - t]₊ (``above``) or Σ [t - v]₊, or of their squares, [N], and how many are positive."""
-        reduction = sums.HingeSum(above=above, squared=squared, count=True)
+        reduction = sums.HingeSum(above=above, squared=squared)
         value, count = self._reduce(reduction, self.pairs.metric(), [self._param(threshold)])
         return value, count
+
+    def hinge_sum_and_hardest(self, threshold: Tensor, *, above: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`hinge_sum`, and in the same pass the largest value (``above``) or the smallest, whether beyond the
+        threshold or not, without gradient; infinite of that sign over nothing."""
+        reduction = sums.HingeSum(above=above, hardest=True)
+        value, count, hardest = self._reduce(reduction, self.pairs.metric(), [self._param(threshold)])
+        sign = 1 if above else -1
+        return value, count, sign * _finite_or_inf(sign * hardest)
 
     def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
         """Σ log(1 + exp(scale (v - shift))) [N]."""
         return self._reduce(sums.SoftplusSum(), self.pairs.metric(scale), [scale * self._param(shift)])[0]
+
+    def softplus_sum_beyond(
+        self, scale: float, shift: Tensor | float, beyond: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`softplus_sum` of the pairs with scale * v > scale * beyond [N], how many these are, and the value of
+        the largest scale * v of all pairs, without gradient; infinite of that sign over nothing."""
+        bound = (beyond.detach() * scale).clamp(-0.1 * BIG, 0.1 * BIG)
+        value, count, hardest = self._reduce(
+            sums.SoftplusSum(mined=True), self.pairs.metric(scale), [scale * self._param(shift), bound]
+        )
+        return value, count, _finite_or_inf(hardest) / scale
+
+    def exponential_hinge(self, sharpness: float, radius: float, *, above: bool) -> tuple[Tensor, Tensor]:
+        """Σ w h and Σ w [N] of the hinges h = v - radius (``above``) or radius - v where above 0, with w =
+        exp(sharpness h) and gradients for both; below the radius values of 0 are left out."""
+        reduction = sums.ExponentialHinge(sharpness, radius, above=above)
+        weighted, total = self._reduce(reduction, self.pairs.metric(), [])
+        return weighted, total
 
     def hinge_over_positives(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor
 # Stands for minus infinity in a tile. Finite, so that masks may be applied by multiplication and addition:
 # on a CPU these are 4 to 12 times as fast as `where` and `masked_fill` with a boolean mask.
 BIG = 1e30
+LOG2E = math.log2(math.e)  # exp2 takes a third of the time of exp, and does not slow down where it vanishes
 
 
 class Hide(Protocol):
