@@ -82,7 +82,7 @@ def step(form, x: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor)
     return run
 
 
-def against_memory(forms, rounds: int, only: str | None) -> None:
+def against_memory(forms, rounds: int, only: list[str]) -> None:
     for classes in (MANY, 10):
         x, labels, memory, memory_labels = problem(256, 65536, 128, classes)
         positives = float((labels[:, None] == memory_labels).sum() / len(labels))
@@ -94,7 +94,7 @@ def against_memory(forms, rounds: int, only: str | None) -> None:
             else ("multi-similarity", "contrastive cosine", "binomial", "NT-Xent")
         )
         for name in names:
-            if name in {"lifted", "margin"} or (only and only not in name):
+            if name in {"lifted", "margin"} or (only and not any(part in name for part in only)):
                 continue
             run = step(forms.FORMS[name], x, labels, memory, memory_labels)
             tasks = {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
@@ -184,7 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", help="losses whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="losses whose name contains any of these"
+    )
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
