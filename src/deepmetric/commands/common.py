@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deepmetric.data import Dataset
 
 RUN_HELP = "a run's folder, a model's folder, or user/name on the Hugging Face Hub"
-DATA_HELP = "glyphs, a folder, or a .zip, .csv or .parquet file"
+DATA_HELP = "glyphs, a folder, a .zip, .csv or .parquet file, or a benchmark such as cub:FOLDER"
 
 
 def add_embedding_options(parser: ArgumentParser) -> None:

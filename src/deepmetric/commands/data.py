@@ -1,4 +1,4 @@
-"""``deepmetric data``: look at a data set, or write it out as a folder of images."""
+"""``deepmetric data``: look at a data set, fetch a benchmark, or write one out as a folder of images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,32 @@ if TYPE_CHECKING:
 
     from jsonargparse import ArgumentParser, Namespace
 
-HELP = "check a data set, or export one as a folder of images"
+HELP = "check a data set, download a benchmark, or export one as a folder of images"
 
 
 def configure(parser: ArgumentParser) -> None:
     from jsonargparse import ArgumentParser as Parser
 
-    source = "glyphs, a folder, or a .zip, .csv or .parquet file"
+    from deepmetric.commands.common import DATA_HELP as source
+    from deepmetric.data.benchmarks import BENCHMARKS
+
+    names = ", ".join(BENCHMARKS)
     actions = parser.add_subcommands(dest="action")
 
-    check = Parser(description="Print items and classes of each split; status 1 if splits share classes.")
-    check.add_argument("source", metavar="SOURCE", help=source)
-    actions.add_subcommand("check", check, help="print its splits; status 1 if they share classes")
+    check = Parser(
+        description="Print items and classes of each split; status 1 if splits share classes, or if what should be a "
+        "benchmark is not the whole of it."
+    )
+    check.add_argument("source", metavar="SOURCE", help=f"{source}; or with ROOT one of {names}")
+    check.add_argument("root", nargs="?", metavar="ROOT", help="where the benchmark is")
+    actions.add_subcommand(
+        "check", check, help="print its splits; status 1 if they are not what they should be"
+    )
+
+    download = Parser(description="Download and unpack a benchmark; a download that was cut goes on.")
+    download.add_argument("name", metavar="NAME", help=f"one of {names}")
+    download.add_argument("root", metavar="ROOT", help="where to; made if it is not there")
+    actions.add_subcommand("download", download, help="fetch a benchmark whose licence allows it")
 
     export = Parser(description="Write FOLDER/SPLIT/CLASS/NAME.png, which any command reads back.")
     export.add_argument("source", metavar="SOURCE", help=source)
@@ -33,13 +47,37 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    return _check(args.check) if args.action == "check" else _export(args.export)
+    actions = {"check": _check, "download": _download, "export": _export}
+    return actions[args.action](args[args.action])
+
+
+def _download(args: Namespace) -> int:
+    from deepmetric.data import open_dataset
+
+    print(open_dataset(_benchmark(args.name), root=args.root, download=True).describe())
+    return 0
+
+
+def _benchmark(name: str) -> str:
+    from deepmetric.data.benchmarks import BENCHMARKS
+    from deepmetric.errors import InputError, did_you_mean
+
+    if name not in BENCHMARKS:
+        raise InputError(
+            f"no benchmark {name!r}: expected {', '.join(BENCHMARKS)}.{did_you_mean(name, BENCHMARKS)}"
+        )
+    return name
 
 
 def _check(args: Namespace) -> int:
-    from deepmetric.data import open_dataset
+    from deepmetric.data import NotTheBenchmark, open_dataset
 
-    dataset = open_dataset(args.source)
+    source = args.source if args.root is None else f"{_benchmark(args.source)}:{args.root}"
+    try:
+        dataset = open_dataset(source)
+    except NotTheBenchmark as error:
+        print(error)
+        return 1
     print(dataset.describe())
     shared = dataset.shared_classes()
     for (a, b), names in shared.items():

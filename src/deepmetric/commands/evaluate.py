@@ -39,7 +39,11 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--split", default="test", metavar="NAME", help="train, val, test or all")
     parser.add_argument(
-        "--ks", type=int, nargs="+", default=[1, 2, 4, 8], metavar="K", help="the K of Recall@K"
+        "--ks",
+        type=int,
+        nargs="+",
+        metavar="K",
+        help="the K of Recall@K; default: those published for the benchmark, else 1 2 4 8",
     )
     parser.add_argument("--clustering", action="store_true", help="also NMI and AMI of a k-means clustering")
     parser.add_argument(
@@ -110,8 +114,10 @@ def run(args: Namespace) -> int:
     if per_query is not None:
         _save_per_query(scores, items, per_query)
     if args.json:
-        print(json.dumps(_as_json(args, scores, beside, classes, per_query), ensure_ascii=False))
+        print(json.dumps(_as_json(args, items, scores, beside, classes, per_query), ensure_ascii=False))
     else:
+        if items.name is not None:
+            print(f"{items.name}, {args.split}")
         print(_table({"value": scores, **beside}))
         print(_counts(scores, items))
         print(classes["text"])
@@ -216,6 +222,7 @@ def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Non
 
 def _as_json(
     args: Namespace,
+    items: Dataset,
     scores: RetrievalMetrics,
     beside: dict[str, RetrievalMetrics],
     classes: dict[str, Any],
@@ -228,6 +235,7 @@ def _as_json(
     return {
         "run": args.run,
         "data": args.data,
+        "dataset": items.name,
         "split": args.split,
         **plain(scores),
         "classes_also_trained_on": classes["shared"],

@@ -7,6 +7,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deepmetric.data.anchor_neighbour import AnchorNeighbourSampler as AnchorNeighbourSampler
+    from deepmetric.data.benchmarks.base import Benchmark as Benchmark
+    from deepmetric.data.benchmarks.cars import Cars196 as Cars196
+    from deepmetric.data.benchmarks.check import NotTheBenchmark as NotTheBenchmark
+    from deepmetric.data.benchmarks.cub import CUB200 as CUB200
+    from deepmetric.data.benchmarks.inat import INaturalist2018 as INaturalist2018
+    from deepmetric.data.benchmarks.inshop import InShop as InShop
+    from deepmetric.data.benchmarks.sop import StanfordOnlineProducts as StanfordOnlineProducts
     from deepmetric.data.dataset import Dataset as Dataset
     from deepmetric.data.dataset import Item as Item
     from deepmetric.data.folder import FolderDataset as FolderDataset
@@ -28,15 +35,22 @@ if TYPE_CHECKING:
 _MODULES = {
     "AnchorNeighbourSampler": "anchor_neighbour",
     "Batch": "loader",
+    "Benchmark": "benchmarks.base",
+    "CUB200": "benchmarks.cub",
+    "Cars196": "benchmarks.cars",
     "ClassSplit": "splits",
     "Dataset": "dataset",
     "FolderDataset": "folder",
     "GlyphsDataset": "glyphs",
     "HierarchicalSampler": "hierarchical",
+    "INaturalist2018": "benchmarks.inat",
+    "InShop": "benchmarks.inshop",
     "Item": "dataset",
     "MPerClassSampler": "m_per_class",
+    "NotTheBenchmark": "benchmarks.check",
     "PlannedSampler": "planned",
     "ShuffledSampler": "shuffled",
+    "StanfordOnlineProducts": "benchmarks.sop",
     "TableDataset": "table",
     "TripletSampler": "triplets",
     "UnreadableImage": "images",

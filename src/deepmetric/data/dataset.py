@@ -39,7 +39,12 @@ class Dataset(torch.utils.data.Dataset[Item]):
         categories: str [N], or None when the source has none.
         transform: applied to the uint8 [3, H, W] image by ``dataset[i]``, never by :meth:`read`.
         skipped: ``"path: reason"`` of each unreadable file left out (only with ``skip_unreadable=True``).
+        name: what a report may call the data; a benchmark's name only where the whole benchmark is there.
+        ks: the K of Recall@K that are customary for the data.
     """
+
+    name: str | None = None
+    ks: tuple[int, ...] = (1, 2, 4, 8)
 
     def __init__(
         self,
@@ -136,7 +141,7 @@ class Dataset(torch.utils.data.Dataset[Item]):
         return {pair: [self.classes[label] for label in labels] for pair, labels in common.items() if labels}
 
     def describe(self) -> str:
-        """One line a split (items, classes), then whether the splits share classes."""
+        """The name where there is one, one line a split (items, classes), then whether the splits share classes."""
         lines = []
         for name in self._split_names():
             chosen = self.splits == name
@@ -152,6 +157,8 @@ class Dataset(torch.utils.data.Dataset[Item]):
             lines.append(f"{a} and {b} share {_many(len(names), 'class', 'classes')}: {some}")
         if not shared and len(lines) > 1:
             lines.append("no class is in two splits")
+        if self.name is not None:
+            lines.insert(0, self.name)
         if self.skipped:
             lines.append(f"{_many(len(self.skipped), 'unreadable file')} left out")
         return "\n".join(lines)

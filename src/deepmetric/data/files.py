@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from zipfile import BadZipFile, ZipFile
@@ -62,6 +63,22 @@ class FolderFiles:
         except OSError as error:
             raise InputError(f"cannot list the folder {self.root / folder}: {error.strerror}") from error
 
+    def tops(self) -> list[str]:
+        """The folders directly under the root, sorted."""
+        return sorted(entry.name for entry in self._entries("") if entry.is_dir() and not _hidden(entry.name))
+
+    def present(self, names: Sequence[str]) -> list[bool]:
+        """Whether each name is there. Folders are listed, each once; no file is looked at by itself."""
+        there: dict[str, set[str]] = {}
+        found = []
+        for name in names:
+            folder, _, file = name.rpartition("/")
+            if folder not in there:
+                path = self.root / folder
+                there[folder] = set(os.listdir(path)) if path.is_dir() else set()
+            found.append(file in there[folder])
+        return found
+
     def path(self, name: str) -> str:
         return str(self.root / name)
 
@@ -97,6 +114,16 @@ class ZipFiles:
                 images.append(name)
         return Listing(images, sorted(folders))
 
+    def tops(self) -> list[str]:
+        """The folders directly under the root, sorted."""
+        tops = {name.partition("/")[0] for name in self._archive().namelist() if "/" in name}
+        return sorted(name for name in tops if not _hidden(name))
+
+    def present(self, names: Sequence[str]) -> list[bool]:
+        """Whether each name is a member's, by the archive's table of contents."""
+        there = set(self._archive().namelist())
+        return [name in there for name in names]
+
     def path(self, name: str) -> str:
         return str(self.root / name)
 
@@ -125,3 +152,18 @@ class ZipFiles:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+def open_files(root: Path) -> FolderFiles | ZipFiles:
+    """The files of a folder or of a .zip archive.
+
+    Raises:
+        InputError: nothing at ``root``, or neither of the two.
+    """
+    if not root.exists():
+        raise InputError(f"no folder or zip file at {root}")
+    if root.is_dir():
+        return FolderFiles(root)
+    if root.suffix.lower() == ".zip":
+        return ZipFiles(root)
+    raise InputError(f"{root} is neither a folder nor a .zip file")

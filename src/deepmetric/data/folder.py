@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from deepmetric.data.dataset import Dataset
-from deepmetric.data.files import FolderFiles, Listing, ZipFiles
+from deepmetric.data.files import Listing, open_files
 from deepmetric.data.images import EXTENSIONS, decode
 from deepmetric.data.splits import SPELLINGS, ClassSplit, item_splits, natural_key
 from deepmetric.data.unreadable import leave_out_unreadable
@@ -39,14 +39,7 @@ class FolderDataset(Dataset):
         self, root: str | Path, *, split: ClassSplit | None = None, skip_unreadable: bool = False
     ) -> None:
         root = Path(root).expanduser()
-        if not root.exists():
-            raise InputError(f"no folder or zip file at {root}")
-        if root.is_dir():
-            self._files: FolderFiles | ZipFiles = FolderFiles(root)
-        elif root.suffix.lower() == ".zip":
-            self._files = ZipFiles(root)
-        else:
-            raise InputError(f"{root} is neither a folder nor a .zip file")
+        self._files = open_files(root)
         listing = self._files.list()
         ids = sorted(listing.images, key=natural_key)
         if not ids:

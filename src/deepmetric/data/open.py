@@ -6,6 +6,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+from deepmetric.data.benchmarks import BENCHMARKS
 from deepmetric.data.dataset import Dataset
 from deepmetric.errors import InputError, did_you_mean
 
@@ -13,9 +14,11 @@ TABLES = (".csv", ".parquet", ".pq")
 
 
 def open_dataset(source: str | Path | Dataset, **kwargs: Any) -> Dataset:
-    """``"glyphs"``, a folder, a .zip, a .csv or .parquet table, or a dataset (returned as it is).
+    """``"glyphs"``, a folder, a .zip, a .csv or .parquet table, a benchmark, or a dataset (returned as it is).
 
-    ``kwargs`` go to the source's class: :class:`GlyphsDataset`, :class:`FolderDataset` or :class:`TableDataset`.
+    A benchmark is its name with its place, ``"cub:data/birds"``, or ``"cub"`` with ``root="data/birds"``: see
+    :data:`~deepmetric.data.benchmarks.BENCHMARKS`. ``kwargs`` go to the source's class: :class:`GlyphsDataset`,
+    :class:`FolderDataset`, :class:`TableDataset` or the :class:`Benchmark`.
 
     Raises:
         InputError: nothing is there, it is of no known kind, or an argument that the source does not take.
@@ -24,7 +27,7 @@ def open_dataset(source: str | Path | Dataset, **kwargs: Any) -> Dataset:
         if kwargs:
             raise InputError(f"the data is open already, so {', '.join(kwargs)} cannot be applied to it")
         return source
-    kind, arguments = _kind(source)
+    kind, arguments = _benchmark(source, "root" in kwargs) or _kind(source)
     known = list(signature(kind).parameters)[len(arguments) :]
     for name in kwargs:
         if name not in known:
@@ -32,6 +35,15 @@ def open_dataset(source: str | Path | Dataset, **kwargs: Any) -> Dataset:
                 f"{kind.__name__} takes no {name!r}, only {', '.join(known)}.{did_you_mean(name, known)}"
             )
     return kind(*arguments, **kwargs)
+
+
+def _benchmark(source: str | Path, with_root: bool) -> tuple[type[Any], tuple[Path, ...]] | None:
+    name, colon, root = str(source).partition(":")
+    if name not in BENCHMARKS or not (colon or with_root):  # without a root: a folder of that name
+        return None
+    import deepmetric.data
+
+    return getattr(deepmetric.data, BENCHMARKS[name]), (Path(root),) if colon else ()
 
 
 def _kind(source: str | Path) -> tuple[type[Any], tuple[Path, ...]]:
@@ -50,6 +62,8 @@ def _kind(source: str | Path) -> tuple[type[Any], tuple[Path, ...]]:
         return FolderDataset, (path,)
     if path.exists():
         raise InputError(f"{path} is of no known kind: expected a folder, or a .zip, .csv or .parquet file")
+    if str(source) in BENCHMARKS:
+        raise InputError(f"say where {source} is: {source}:FOLDER, or give root")
     raise InputError(f"no data at {str(source)!r}: expected 'glyphs' or the path of {_there(path)}")
 
 

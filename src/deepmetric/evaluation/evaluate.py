@@ -71,9 +71,12 @@ def evaluate_embeddings(
 
     Args:
         chain: post-processing between the embeddings and the ranking.
-        options: ``ks``, ``similarity``, ``clustering``, ``bootstrap``, ``seed`` of :func:`retrieval_metrics`.
+        options: ``ks``, ``similarity``, ``clustering``, ``bootstrap``, ``seed`` of :func:`retrieval_metrics`; ``ks``
+            left out or None: those of the data set.
     """
     query, gallery = dataset.is_query, dataset.is_gallery
+    if options.get("ks") is None:
+        options["ks"] = dataset.ks
     options["ids"] = [dataset.ids[i] for i in np.flatnonzero(query)]
     one_set = bool(query.all() and gallery.all())
     q = embeddings if one_set else embeddings[query]

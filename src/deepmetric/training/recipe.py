@@ -48,7 +48,7 @@ class Loop:
         precision: of the model's forward pass; losses are always computed in float32.
         device: "auto" takes the GPU when there is one.
         workers: processes that read and augment images; 0 reads in the main process.
-        ks: the K of Recall@K in validation.
+        ks: the K of Recall@K in validation; null: those of the data set.
     """
 
     steps: int = 1000
@@ -60,7 +60,7 @@ class Loop:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
     workers: int = 0
-    ks: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    ks: list[int] | None = None
 
 
 @dataclass
