@@ -192,7 +192,7 @@ def test_real_partial_copy_unpacked(shared_data: Path, tmp_path: Path):
 def test_training_and_evaluation_on_the_real_partial_copy(shared_data: Path, tmp_path: Path, capsys):
     run = tmp_path / "run"
     small = ["--model.backbone", "deepmetric.models.ConvNet", "--model.size", "32", "--model.resize", "32"]
-    steps = ["--training.steps", "3", "--training.workers", "0", "--schedule.warmup_steps", "0"]
+    steps = ["--training.steps", "2", "--training.workers", "0", "--schedule.warmup_steps", "0"]
     root = ["--data.root", str(shared_data / "cub40.zip")]
     recipes = ["data/cub40", "systems/multi_similarity"]
     assert main(["train", *recipes, *root, *small, *steps, "--run", str(run)]) == 0
@@ -202,7 +202,7 @@ def test_training_and_evaluation_on_the_real_partial_copy(shared_data: Path, tmp
     assert table.startswith("CUB-200-2011 (partial: 40 of 200 classes), test\n")
     assert "recall@32" in table
     assert "888 queries of 15 classes" in table
-    assert main(["evaluate", str(run), "--bootstrap", "0", "--json", "--ks", "1"]) == 0
+    assert main(["evaluate", str(run), "--split", "val", "--bootstrap", "0", "--json", "--ks", "1"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["dataset"] == "CUB-200-2011 (partial: 40 of 200 classes)"
     assert scores["classes_also_trained_on"] == []

@@ -59,7 +59,7 @@ class Copy:
         for number, line in enumerate(
             self.read(name).decode("utf8", "replace").splitlines()[skip:], skip + 1
         ):
-            fields = line.split(None, columns - 1)
+            fields = line.strip().split(None, columns - 1)
             if not fields:
                 continue
             if len(fields) != columns:
@@ -67,7 +67,7 @@ class Copy:
                     f"{self.files.path(name)}, line {number}: expected {columns} fields, got {line[:80]!r}. "
                     "Take the file from the original archive again"
                 )
-            rows.append([field.strip() for field in fields])
+            rows.append(fields)
         if not rows:
             raise InputError(f"{self.files.path(name)} is empty. Take it from the original archive again")
         return rows
