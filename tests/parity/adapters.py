@@ -227,21 +227,12 @@ NOT_OFFERED: dict[tuple[str, ...], str] = {
     ("triplet_semihard", "facenet_tfa_squared_L2", "single_class"): _NO_NEGATIVE,
 }
 
-_NO_LOSS = "no such loss yet"
 _METRICS = "metrics are compared in tests/evaluation"
 
 # system -> why none of its cases is compared here
 NOT_YET: dict[str, str] = {
-    "fast_ap": _NO_LOSS,
-    "histogram": _NO_LOSS,
     "hyperbolic_ntxent": "hyperbolic distances are not offered",
-    "pnp": _NO_LOSS,
-    "recall_at_k_surrogate": _NO_LOSS,
-    "roadmap_calibration": _NO_LOSS,
-    "smooth_ap": _NO_LOSS,
     "snr_contrastive": "distances of centred rows need every reference's own norm: a copy of the memory",
-    "softbin_ap": _NO_LOSS,
-    "supap": _NO_LOSS,
     "clustering": _METRICS,
     "retrieval": _METRICS,
 }

@@ -38,6 +38,17 @@ from deepmetric.losses.proxies import (
     set_classes,
 )
 from deepmetric.losses.ranked_list import RankedListLoss
+from deepmetric.losses.ranking import (
+    FastAPLoss,
+    HistogramLoss,
+    PNPLoss,
+    PrecisionAtKLoss,
+    RecallAtKLoss,
+    ROADMAPLoss,
+    SmoothAPLoss,
+    SupAPLoss,
+    similarity_mixup,
+)
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
 from deepmetric.losses.supcon import SupConLoss
 from deepmetric.losses.triplet import TripletLoss
@@ -52,8 +63,10 @@ __all__ = [
     "ContrastiveLoss",
     "CosFaceLoss",
     "CrossBatchMemory",
+    "FastAPLoss",
     "GeneralPairWeighting",
     "HardMiningLoss",
+    "HistogramLoss",
     "IntraPairVarianceLoss",
     "LargeMarginSoftmaxLoss",
     "LiftedStructureLoss",
@@ -63,13 +76,19 @@ __all__ = [
     "NPairsLoss",
     "NTXentLoss",
     "NormalizedSoftmaxLoss",
+    "PNPLoss",
     "PairLoss",
+    "PrecisionAtKLoss",
     "ProxyAnchorLoss",
     "ProxyNCALoss",
+    "ROADMAPLoss",
     "RankedListLoss",
+    "RecallAtKLoss",
+    "SmoothAPLoss",
     "SoftTripleLoss",
     "SphereFaceLoss",
     "SubCenterArcFaceLoss",
+    "SupAPLoss",
     "SupConLoss",
     "TripletLoss",
     "TupletMarginLoss",
@@ -77,4 +96,5 @@ __all__ = [
     "distance_log_weight",
     "distance_weighted_sampling",
     "set_classes",
+    "similarity_mixup",
 ]
