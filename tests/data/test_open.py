@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from deepmetric.data import ClassSplit, FolderDataset, GlyphsDataset, TableDataset, open_dataset
+from deepmetric.data import (
+    ClassSplit,
+    FolderDataset,
+    GlyphsDataset,
+    NotTheBenchmark,
+    TableDataset,
+    open_dataset,
+)
 from deepmetric.errors import InputError
 
 NAMES = [f"{name}/{i}.png" for name in "abcde" for i in range(2)]
@@ -72,3 +79,16 @@ def test_misspelt_argument(folder: Path):
         open_dataset(folder, skip_unreadble=True)
     with pytest.raises(InputError, match="no 'root'"):
         open_dataset(folder, root=folder)
+
+
+def test_a_benchmark_is_a_name_with_its_place(folder: Path, monkeypatch):
+    for arguments in ({"source": f"cub:{folder}"}, {"source": "cub", "root": folder}):
+        with pytest.raises(NotTheBenchmark, match=r"holds images\.txt"):
+            open_dataset(**arguments)
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(InputError, match="say where cub is: cub:FOLDER"):
+        open_dataset("cub")
+    folder.rename("cub")
+    assert isinstance(open_dataset("cub"), FolderDataset)  # a folder of that name
+    with pytest.raises(InputError, match=r"CUB200 takes no 'partail'.*Did you mean 'partial'"):
+        open_dataset("cub:cub", partail=True)

@@ -121,8 +121,9 @@ class ZipFiles:
 
     def present(self, names: Sequence[str]) -> list[bool]:
         """Whether each name is a member's, by the archive's table of contents."""
-        there = set(self._archive().namelist())
-        return [name in there for name in names]
+        if self._members is None:
+            self._members = set(self._archive().namelist())
+        return [name in self._members for name in names]
 
     def path(self, name: str) -> str:
         return str(self.root / name)
@@ -145,6 +146,7 @@ class ZipFiles:
     def _forget(self) -> None:
         self._handle: ZipFile | None = None
         self._pid = -1
+        self._members: set[str] | None = None
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root}
