@@ -132,7 +132,7 @@ class BIERLoss(PairLoss):
         _, positive, negative = parts[0].matrix
         cosines = torch.stack([part.matrix[0] for part in parts])
         margins = self._margins(cosines, positive)
-        share = positive / positive.sum().clamp_min(1) + negative / negative.sum().clamp_min(1)
+        share = sum(side.to(cosines) / side.sum().clamp_min(1) for side in (positive, negative))
         weights = self.boosting_weights(cosines, positive)
         loss = (weights * share * softplus(-margins)).sum() / len(self.groups)
         if self.diversity is not None and self.training and batch.refs is batch.anchors:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from deepmetric.errors import InputError, check_widths
+from deepmetric.errors import InputError, check_choice, check_widths
 from deepmetric.models.embedding import EmbeddingModel
 from deepmetric.models.head import Head
 from deepmetric.models.parts import side_by_side
@@ -50,6 +50,7 @@ class HDCModel(EmbeddingModel):
         heads: Heads = "pooled",
         **kwargs: Any,
     ) -> None:
+        check_choice("HDCModel", "heads", heads, Heads)
         widths = check_widths("HDCModel", "dims", dims)
         super().__init__(embedding_dim=widths[-1], normalize=True, **kwargs)
         self.dims = widths

@@ -75,7 +75,14 @@ def stages_of(backbone: nn.Module) -> list[str]:
     ):
         return [f"model.{stage['module']}" for stage in known]
     if isinstance(backbone, nn.Sequential):
-        return [name for name, child in backbone.named_children() if any(True for _ in child.parameters())]
+        children = [
+            (name, child)
+            for name, child in backbone.named_children()
+            if any(True for _ in child.parameters())
+        ]
+        if len(children) == 1 and isinstance(children[0][1], nn.Sequential):
+            return [f"{children[0][0]}.{stage}" for stage in stages_of(children[0][1])]
+        return [name for name, _ in children]
     raise InputError(
         f"taps: {type(backbone).__name__} does not say where its stages end; name the modules to tap, for example "
         f"{', '.join([name for name, _ in backbone.named_children()][:3])} (dotted names as in named_modules())."

@@ -1,5 +1,6 @@
 """The loop: recipe -> trained model, with memory, checkpoints and resumption."""
 
+from deepmetric.training.bier import BIER
 from deepmetric.training.procedure import Procedure
 from deepmetric.training.recipe import LearningRates, Loop, Published, Recipe
 from deepmetric.training.run import Run, load_run
@@ -7,6 +8,7 @@ from deepmetric.training.schedules import CosineSchedule, PlateauSchedule, Sched
 from deepmetric.training.trainer import Trainer
 
 __all__ = [
+    "BIER",
     "CosineSchedule",
     "LearningRates",
     "Loop",
