@@ -14,6 +14,7 @@ from deepmetric.losses.base import PairLoss
 from deepmetric.losses.bier import BIERLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
+from deepmetric.losses.classes import set_classes
 from deepmetric.losses.contrastive import ContrastiveLoss
 from deepmetric.losses.diversity import ActivationDiversity, AdversarialDiversity
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
@@ -38,7 +39,6 @@ from deepmetric.losses.proxies import (
     SoftTripleLoss,
     SphereFaceLoss,
     SubCenterArcFaceLoss,
-    set_classes,
 )
 from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.ranking import (

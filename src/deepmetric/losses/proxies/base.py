@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses.inputs import check_class_labels, checked_batch
+from deepmetric.losses.classes import check_class_labels
+from deepmetric.losses.inputs import checked_batch
 from deepmetric.losses.proxies.pools import Pool
 from deepmetric.losses.proxies.shares import Share, joined, logsumexp_of_all, own_gradient
 from deepmetric.losses.proxies.tiles import Job, Logits, class_logits
@@ -288,14 +289,3 @@ class ClassLoss(nn.Module):
         if self.negative_fraction < 1:
             shown += f", negative_fraction={self.negative_fraction}"
         return shown
-
-
-def set_classes(loss: nn.Module, num_classes: int, dim: int) -> None:
-    """Tell ``loss``, and every loss in it, how many training classes there are and how wide embeddings are.
-
-    Whatever has a method ``set_classes(num_classes, dim)`` is told; call this before the optimiser is made.
-    """
-    for part in loss.modules():
-        told = getattr(part, "set_classes", None)
-        if told is not None:
-            told(num_classes, dim)
