@@ -32,10 +32,10 @@ SETTINGS = {
 ARGUMENTS = [word for key, value in SETTINGS.items() for word in (f"--{key}", value)]
 
 
-def start(processes: int, *arguments: str) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def torchrun(processes: int, *command: str) -> subprocess.Popen:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
-        [sys.executable, *torchrun, "-m", "deepmetric.cli", "--", "train", *arguments],
+        [sys.executable, *launcher, *command],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -56,12 +56,50 @@ def kill_a_worker_at(process: subprocess.Popen, run: Run, step: int) -> None:
     assert process.returncode != 0, errors
 
 
+TOGETHER = """
+import os, sys
+import torch, torch.distributed as dist
+from deepmetric.training.guards import NonFiniteLossError
+from deepmetric.training.processes import Team, under_torchrun
+
+with under_torchrun():
+    team, cpu = Team(), torch.device("cpu")
+    rows, loss = torch.ones(3, 2), torch.tensor(1.0)
+    ids = [f"item {team.rank}{i}" for i in range(3)]
+    team.check_finite(loss, rows, 4, ids)
+    if team.rank == 1:  # one process alone meets it, all stop
+        rows[2], loss = float("nan"), loss * float("inf")
+    try:
+        team.check_finite(loss, rows, 5, ids)
+    except NonFiniteLossError as error:
+        assert "step 5" in str(error) and "1 of 6 embeddings" in str(error) and "item 12" in str(error), error
+    else:
+        raise AssertionError(team.rank)
+
+    torch.manual_seed(team.rank)
+    state, drawn = team.random_state(cpu), torch.rand(3)
+    torch.manual_seed(9)
+    team.set_random_state(state, cpu)
+    assert torch.equal(torch.rand(3), drawn)
+    assert team.from_first(team.rank) == 0 and team.from_all(team.rank) == [0, 1]
+"""
+
+
+def test_what_one_meets_all_are_told(tmp_path: Path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    process = torchrun(2, str(script))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="workers are found through /proc")
 def test_is_the_run_of_one_process_and_survives_a_kill(recipe_file: Path, tmp_path: Path):
     alone, team = Run(tmp_path / "alone"), Run(tmp_path / "team")
     alone.folder.mkdir()
     Trainer(parse_recipe(["--config", str(recipe_file), *ARGUMENTS])[0], alone).train()
-    kill_a_worker_at(start(2, str(recipe_file), "--run", str(team.folder), *ARGUMENTS), team, 6)
+    command = ["-m", "deepmetric.cli", "--", "train", str(recipe_file), "--run", str(team.folder), *ARGUMENTS]
+    kill_a_worker_at(torchrun(2, *command), team, 6)
     state = torch.load(team.last_checkpoint, weights_only=True)
     assert 0 < state["progress"]["step"] < 16
     assert len(state["random"]["processes"]) == 2
