@@ -23,6 +23,8 @@ COMMANDS = {
     "embed": "write the embeddings of a data set to a file",
     "index": "build a search index over a data set",
     "search": "find the nearest items of an index for images",
+    "benchmark": "compare systems by class-disjoint cross-validation, with intervals and tests",
+    "tune": "search for settings of systems on the validation classes of a benchmark's folds",
     "recipes": "list the recipes that come with deepmetric",
     "data": "check a data set, or export one as a folder of images",
 }

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from deepmetric.data.dataset import Dataset as Dataset
     from deepmetric.data.dataset import Item as Item
     from deepmetric.data.folder import FolderDataset as FolderDataset
+    from deepmetric.data.folds import FoldDataset as FoldDataset
     from deepmetric.data.glyphs import GlyphsDataset as GlyphsDataset
     from deepmetric.data.hierarchical import HierarchicalSampler as HierarchicalSampler
     from deepmetric.data.images import UnreadableImage as UnreadableImage
@@ -40,6 +41,7 @@ _MODULES = {
     "Cars196": "benchmarks.cars",
     "ClassSplit": "splits",
     "Dataset": "dataset",
+    "FoldDataset": "folds",
     "FolderDataset": "folder",
     "GlyphsDataset": "glyphs",
     "HierarchicalSampler": "hierarchical",

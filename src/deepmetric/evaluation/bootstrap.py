@@ -26,15 +26,30 @@ def class_bootstrap(
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; whole groups: Davison
     and Hinkley, "Bootstrap Methods and their Application" (1997), section 3.8.
     """
-    table = np.stack(list(per_query.values()), axis=1)  # (N, metrics)
+    means = bootstrap_means(per_query, classes, resamples, seed)
+    if not len(means):
+        return {name: (float("nan"), float("nan")) for name in per_query}
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(per_query, low, high)}
+
+
+def bootstrap_means(
+    per_query: dict[str, np.ndarray], classes: np.ndarray, resamples: int, seed: int = 0
+) -> np.ndarray:
+    """The resampled means themselves: float64 ``[resamples, columns]``, in the order of ``per_query``.
+
+    Arguments as of :func:`class_bootstrap`. Each resample's classes are the same for all columns, so that columns
+    can be compared. Empty, ``[0, columns]``, when fewer than two classes have a query that counts.
+    """
+    table = np.stack(list(per_query.values()), axis=1)  # (N, columns)
     counted = ~np.isnan(table).any(axis=1)
     present, code = np.unique(classes[counted], return_inverse=True)
     if len(present) < 2:
-        return {name: (float("nan"), float("nan")) for name in per_query}
+        return np.empty((0, table.shape[1]))
     size = np.bincount(code).astype(float)  # (C,)
     total = np.stack(
         [np.bincount(code, weights=column) for column in table[counted].T], axis=1
-    )  # (C, metrics)
+    )  # (C, columns)
 
     rng = np.random.default_rng(seed)
     even = np.full(len(present), 1 / len(present))
@@ -43,5 +58,4 @@ def class_bootstrap(
     for start in range(0, resamples, 100):
         drawn = rng.multinomial(len(present), even, size=min(100, resamples - start)).astype(float)
         means[start : start + len(drawn)] = (drawn @ total) / (drawn @ size)[:, None]
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(per_query, low, high)}
+    return means

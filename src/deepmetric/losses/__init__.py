@@ -11,15 +11,11 @@ from __future__ import annotations
 from deepmetric.losses.across_processes import across_processes
 from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
-from deepmetric.losses.bier import BIERLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
-from deepmetric.losses.classes import set_classes
 from deepmetric.losses.contrastive import ContrastiveLoss
-from deepmetric.losses.diversity import ActivationDiversity, AdversarialDiversity
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
-from deepmetric.losses.hdc import HDCLoss
 from deepmetric.losses.intra_pair_variance import IntraPairVarianceLoss
 from deepmetric.losses.lifted import LiftedStructureLoss
 from deepmetric.losses.margin import MarginLoss
@@ -39,6 +35,7 @@ from deepmetric.losses.proxies import (
     SoftTripleLoss,
     SphereFaceLoss,
     SubCenterArcFaceLoss,
+    set_classes,
 )
 from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.ranking import (
@@ -58,11 +55,8 @@ from deepmetric.losses.triplet import TripletLoss
 from deepmetric.losses.tuplet_margin import TupletMarginLoss
 
 __all__ = [
-    "ActivationDiversity",
-    "AdversarialDiversity",
     "AngularLoss",
     "ArcFaceLoss",
-    "BIERLoss",
     "BinomialDevianceLoss",
     "CircleLoss",
     "ClassLoss",
@@ -71,7 +65,6 @@ __all__ = [
     "CrossBatchMemory",
     "FastAPLoss",
     "GeneralPairWeighting",
-    "HDCLoss",
     "HardMiningLoss",
     "HistogramLoss",
     "IntraPairVarianceLoss",

@@ -1,6 +1,5 @@
 """The loop: recipe -> trained model, with memory, checkpoints and resumption."""
 
-from deepmetric.training.bier import BIER
 from deepmetric.training.procedure import Procedure
 from deepmetric.training.recipe import LearningRates, Loop, Published, Recipe
 from deepmetric.training.run import Run, load_run
@@ -8,7 +7,6 @@ from deepmetric.training.schedules import CosineSchedule, PlateauSchedule, Sched
 from deepmetric.training.trainer import Trainer
 
 __all__ = [
-    "BIER",
     "CosineSchedule",
     "LearningRates",
     "Loop",

@@ -55,7 +55,8 @@ def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
     with warnings.catch_warnings():
         # It cannot write a number where the annotation is an abstract one; `_exact` puts the number back.
         warnings.filterwarnings("ignore", message=r"\s*Unable to serialize")
-        dumped = yaml.safe_load(parser.dump(values))
+        # null is a value: without it, reading the file again would bring a default back.
+        dumped = yaml.safe_load(parser.dump(values, skip_unset=False))
     resolved = _exact(values.as_dict(), dumped)
     recipe = {field.name: resolved.get(field.name) for field in fields(Recipe)}
     arguments = (recipe["data"] or {}).get("init_args") or {}

@@ -1,0 +1,199 @@
+"""The report of a benchmark, from the files of its cells alone: tables, figures, tests, and the page around them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from deepmetric.benchmark import compare, figure, tables
+from deepmetric.benchmark.cells import Cell, write_text
+from deepmetric.benchmark.findings import findings
+from deepmetric.benchmark.scores import METRICS, Results, read_results
+
+
+def write_report(out: Path, page: Path | None = None) -> Results:
+    """Write OUT/report/ from whatever cells are finished; a second run on the same cells writes the same.
+
+    report.md, tables.tex, results.csv, cells.csv, significance.csv, recipe_changes.csv, and a figure a data set
+    (report-DATA.png and .svg). With ``page``, also that file, for a documentation, with its figures beside it.
+
+    Returns:
+        what the report is of.
+
+    Raises:
+        InputError: ``out`` is not the folder of a benchmark.
+    """
+    with FileLock(out / "report.lock"):
+        results = read_results(out)
+        folder = out / "report"
+        _write_page(results, folder / "report.md")
+        for name, text in _records(results).items():
+            write_text(folder / name, text)
+        if page is not None:
+            _write_page(results, page)
+    return results
+
+
+def progress(results: Results) -> str:
+    """How much is finished, and what is missing or has failed, a line a system."""
+    lines = [f"{len(results.finished)} of {len(results.cells)} cells are finished."]
+    missing: dict[tuple[str, str], list[Cell]] = {}
+    for cell in results.missing:
+        missing.setdefault((cell.data, cell.system), []).append(cell)
+    for (data, system), cells in missing.items():
+        whole = len(cells) == len(results.plan["seeds"]) * results.plan["folds"]
+        some = "all" if whole else ", ".join(f"seed {cell.seed} fold {cell.fold}" for cell in cells)
+        failed = [results.failed[cell] for cell in cells if cell in results.failed]
+        reason = f"; {len(failed)} failed: {failed[0].strip().splitlines()[-1]}" if failed else ""
+        lines.append(f"- missing of {system} on {data}: {some}{reason}")
+    return "\n".join(lines)
+
+
+def _write_page(results: Results, page: Path) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+    parts = [_opening(results), *(_of_data(results, name, page) for name in results.data)]
+    parts += [_changes(results.plan), _how_to_read(results.plan)]
+    write_text(page, "\n\n".join(part.strip() for part in parts if part) + "\n")
+
+
+def _opening(results: Results) -> str:
+    plan = results.plan
+    seeds = len(plan["seeds"])
+    description = f"{plan['description'].strip()}\n\n" if plan["description"] else ""
+    text = f"""# {len(plan["systems"])} systems under one protocol
+
+<!-- Written by `deepmetric benchmark --report`; change the benchmark, not this page. -->
+
+{description}Protocol of "A Metric Learning Reality Check" (Musgrave et al., ECCV 2020): the training classes are cut
+into {plan["folds"]} class-disjoint parts; for each, a model is trained on the others, the checkpoint with the best
+MAP@R on the part is kept, and is tested on classes that no fold contains. {_many(seeds, "seed")}, so
+{_many(plan["folds"] * seeds, "model")} a system and data set. Trunk, batches, augmentation and number of steps are the
+same for all systems unless listed under *Changes to the recipes* or set in a system's own recipe."""
+    return text if not results.missing else f"{text}\n\n**Not complete.** {progress(results)}"
+
+
+def _of_data(results: Results, name: str, page: Path) -> str:
+    scores, folds = results.data[name], results.plan["folds"]
+    separated, concatenated = compare.separated_rows(scores), compare.concatenated_rows(scores)
+    single_pairs, joint_pairs = compare.separated_pairs(scores, folds), compare.concatenated_pairs(scores)
+    for suffix in (".png", ".svg"):
+        figure.draw(page.with_name(f"{page.stem}-{name}{suffix}"), name, separated, concatenated)
+    assert scores.test is not None
+    classes = len(set(scores.query_classes.tolist()))
+    parts = [
+        f"## {name}",
+        f"{len(scores.test):,} test items, {classes:,} test classes. {findings(separated, single_pairs, concatenated)}",
+        f"![MAP@R by system on {name}]({page.stem}-{name}.svg)",
+        f"### {name}: each model alone",
+        f"Percent; mean over models ± half of the 95% t interval over them.\n\n"
+        f"{tables.score_table(separated, 'models')}",
+    ]
+    if concatenated:
+        parts += [
+            f"### {name}: the embeddings of the {folds} folds side by side",
+            "Percent; mean over seeds ± half of the 95% t interval over them (none for one seed), and the 95% interval "
+            f"over resampled test classes.\n\n{tables.score_table(concatenated, 'seeds')}",
+        ]
+    if single_pairs:
+        parts += [
+            f"### {name}: which systems differ",
+            f"Each model alone:\n\n{tables.pair_table(single_pairs)}",
+        ]
+    if joint_pairs:
+        parts.append(f"Side by side:\n\n{tables.pair_table(joint_pairs)}")
+    return "\n\n".join(parts)
+
+
+def _changes(plan: dict[str, Any]) -> str:
+    """What the recipes here have otherwise than as shipped; first what all systems share."""
+    parts = [
+        "## Changes to the recipes",
+        "Setting: as shipped → here. Shipped recipes: `deepmetric recipes`.",
+    ]
+    for data, systems in plan["changes"].items():
+        written = {system: [_change(*change) for change in changes] for system, changes in systems.items()}
+        common = [
+            one for one in next(iter(written.values())) if all(one in rest for rest in written.values())
+        ]
+        lines = [f"All systems on {data}: {', '.join(common) or 'as shipped'}.", ""]
+        for system, changes in written.items():
+            own = [one for one in changes if one not in common]
+            recipes = ", ".join(f"`{name}`" for name in plan["recipes"][system])
+            lines.append(f"- {system} ({recipes}): {', '.join(own) or 'nothing more'}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _change(key: str, before: Any, after: Any) -> str:
+    return f"`{key}` {before} → {after}"
+
+
+def _how_to_read(plan: dict[str, Any]) -> str:
+    folds, seeds = plan["folds"], len(plan["seeds"])
+    return f"""## How to read the intervals and stars
+
+- *Each model alone*: the interval is Student's, over the {folds * seeds} models. It holds the chance of seeds and of
+  which classes were trained on, not that of the test classes. Models of different folds share training classes, so they
+  are not independent and the interval is somewhat too narrow. The paper averages over folds first and takes the
+  interval over ten repetitions.
+- *Side by side*: the interval over seeds says how far another training would move the figure; with few seeds it is wide
+  because t is. The interval over test classes says how far other classes would. Both chances are there at once.
+- *Stars, each model alone*: two systems are compared model by model (same seed and fold, so the same initial weights
+  and batches where the model is the same) by a t-test with the variance corrected for the folds' shared classes
+  (Nadeau and Bengio 2003), p adjusted by Holm over all pairs of the table. The correction is a rule of thumb, made for
+  scores on the folds themselves; it errs towards finding no difference.
+- *Stars, side by side*: MAP@R on the same resampled test classes ({compare.RESAMPLES:,} resamples, seeds averaged), p
+  adjusted by Holm. It knows nothing of the chance in training: a difference that it finds is one between these models.
+- A difference without a star is not shown to be none.
+- Side by side is an ensemble of {folds} models: compare it with ensembles alone."""
+
+
+def _records(results: Results) -> dict[str, str]:
+    """File name -> text of the tables for other programs."""
+    scores, pairs, latex = [], [], []
+    for name, one in results.data.items():
+        separated, concatenated = compare.separated_rows(one), compare.concatenated_rows(one)
+        scores += tables.score_records(name, "separated", separated)
+        scores += tables.score_records(name, "concatenated", concatenated)
+        pairs += tables.pair_records(name, "separated", compare.separated_pairs(one, results.plan["folds"]))
+        pairs += tables.pair_records(name, "concatenated", compare.concatenated_pairs(one))
+        latex.append(
+            tables.latex(
+                separated, f"{name}, each model alone, percent, mean and 95% t interval over models."
+            )
+        )
+        if concatenated:
+            caption = (
+                f"{name}, embeddings of all folds concatenated, percent, mean and 95% t interval over seeds."
+            )
+            latex.append(tables.latex(concatenated, caption))
+    changed = [
+        {"data": data, "system": system, "key": key, "shipped": str(before), "here": str(after)}
+        for data, systems in results.plan["changes"].items()
+        for system, changes in systems.items()
+        for key, before, after in changes
+    ]
+    return {
+        "results.csv": tables.as_csv(scores),
+        "cells.csv": tables.as_csv([_cell_record(result) for result in results.finished.values()]),
+        "significance.csv": tables.as_csv(pairs),
+        "recipe_changes.csv": tables.as_csv(changed),
+        "tables.tex": "\n".join(latex),
+    }
+
+
+def _cell_record(result: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **result["cell"],
+        **{metric: result["test"][metric] for metric in METRICS},
+        "validation map@r": result["validation"]["map@r"],
+        "best step": result["validation"]["step"],
+        "steps": result["steps"],
+        **{f"seconds {what}": seconds for what, seconds in result["seconds"].items()},
+    }
+
+
+def _many(number: int, one: str) -> str:
+    return f"{number} {one}{'' if number == 1 else 's'}"
