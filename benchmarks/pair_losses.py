@@ -88,19 +88,27 @@ def against_memory(forms, rounds: int, only: list[str]) -> None:
         positives = float((labels[:, None] == memory_labels).sum() / len(labels))
         print(f"\n256 x 65,536 x 128, {classes} classes, {positives:.1f} positives an anchor")
         print(f"{'loss':34}{'ms':>8}{'x products':>12}{'x tiled':>9}")
+        every = forms.FORMS | with_boundary(forms)
         names = (
-            forms.FORMS
-            if classes == MANY
-            else ("multi-similarity", "contrastive cosine", "binomial", "NT-Xent")
+            every if classes == MANY else ("multi-similarity", "contrastive cosine", "binomial", "NT-Xent")
         )
         for name in names:
-            if name in {"lifted", "margin"} or (only and not any(part in name for part in only)):
+            if name == "lifted" or (only and not any(part in name for part in only)):
                 continue
-            run = step(forms.FORMS[name], x, labels, memory, memory_labels)
+            run = step(every[name], x, labels, memory, memory_labels)
             tasks = {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
             best = best_of(rounds, tasks)
             ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
             print(f"{name:34}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
+
+
+def with_boundary(forms) -> dict[str, tuple]:
+    """The margin losses, at one boundary for all classes."""
+
+    def at(loss):
+        return "distance", True, lambda c: loss(c, torch.full((len(c.anchors),), 1.2))
+
+    return {"margin": at(forms.margin), "margin, distance-weighted": at(forms.margin_sampled)}
 
 
 def by_memory_size(forms, rounds: int) -> None:
@@ -138,6 +146,48 @@ def small_batch(rounds: int) -> None:
 
         best = best_of(20 * rounds, {"ours": ours, "dense": dense})
         print(f"{name:34}" + "".join(f"  {k} {v * 1e3:.2f}" for k, v in best.items()), flush=True)
+
+
+def training_step(rounds: int) -> None:
+    """What the losses and a memory take of a whole training step of a ResNet-50."""
+    try:
+        import timm
+    except ImportError:
+        print("\ntimm is not installed: no training step")
+        return
+    from deepmetric.losses import ContrastiveLoss, CrossBatchMemory, MultiSimilarityLoss
+
+    batch = 32
+    model = timm.create_model("resnet50", num_classes=128)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    images, labels = torch.randn(batch, 3, 224, 224), torch.randint(MANY, (batch // 4,)).repeat_interleave(4)
+
+    def trained(loss) -> dict[str, float]:
+        """Least seconds of the loss (forward and backward to the embeddings) and of the whole step."""
+        best = {"loss": float("inf"), "step": float("inf")}
+        for _ in range(rounds):
+            start = time.perf_counter()
+            embeddings = model(images)
+            leaf = embeddings.detach().requires_grad_()
+            before = time.perf_counter()
+            loss(leaf, labels).backward()
+            best["loss"] = min(best["loss"], time.perf_counter() - before)
+            embeddings.backward(leaf.grad)
+            optimizer.step()
+            optimizer.zero_grad()
+            best["step"] = min(best["step"], time.perf_counter() - start)
+        return best
+
+    print(f"\ntraining step of ResNet-50, {batch} images of 224 x 224, memory of 65,536 x 128: ms")
+    for name, loss in (
+        ("multi-similarity", MultiSimilarityLoss()),
+        ("contrastive cosine", ContrastiveLoss()),
+    ):
+        memory = CrossBatchMemory(loss, dim=128, size=65536)
+        memory._enqueue(torch.randn(65536, 128), torch.randint(MANY, (65536,)))
+        best = trained(memory)
+        share = best["loss"] / best["step"]
+        print(f"{name:34}{best['loss'] * 1e3:8.1f} of {best['step'] * 1e3:8.1f}, {share:.1%}", flush=True)
 
 
 def pml(forms, rounds: int) -> None:
@@ -187,6 +237,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="losses whose name contains any of these"
     )
+    parser.add_argument("--rest", action="store_true", help="everything but the table of losses")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -194,10 +245,17 @@ def main() -> None:
         print(f"{peak_memory(arguments.peak[0], int(arguments.peak[1])):.1f}")
         return
     forms = load(TESTS / "streamed" / "forms.py")
+    if arguments.rest:
+        beside_the_table(forms, arguments)
+        return
     print(f"torch {torch.__version__}, {arguments.threads} threads, best of {arguments.rounds}")
     against_memory(forms, arguments.rounds, arguments.only)
     if arguments.only:
         return
+    beside_the_table(forms, arguments)
+
+
+def beside_the_table(forms, arguments: argparse.Namespace) -> None:
     print("\nextra peak memory of a step, 256 x 65,536 x 128, MiB")
     for name in ("multi-similarity", "contrastive cosine", "triplet all", "NT-Xent"):
         for classes in (MANY, 10) if name != "triplet all" else (MANY,):
@@ -214,6 +272,7 @@ def main() -> None:
             print(f"{name:24}{classes:7} classes {out:>8}", flush=True)
     by_memory_size(forms, max(arguments.rounds // 2, 2))
     small_batch(arguments.rounds)
+    training_step(min(arguments.rounds, 4))
     pml(forms, arguments.rounds)
 
 

@@ -5,7 +5,6 @@ They have no gradient. What they choose is a short list of pairs, whose values a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.steps import used_rows
 from deepmetric.losses.streamed.sums import Elementwise, State
-from deepmetric.losses.streamed.tiles import BIG, Hide
+from deepmetric.losses.streamed.tiles import BIG, LOG2E, Hide
 
 
 class Largest:
@@ -138,15 +137,12 @@ class Sample:
         }
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
-        weight = self.log_weight(v).clamp_min_(-BIG)
+        weight = self.log_weight(v)
         hide(weight, -BIG)
         top = weight.amax(1, keepdim=True)
         # A row without weights: exp(-BIG - top) must be 0.
         top.clamp_min_(-0.1 * BIG)
-        # Exponentials that underflow are slow: cut off first, made 0 afterwards.
-        least = 0.9 * math.log(torch.finfo(v.dtype).tiny)
-        weight.sub_(top).clamp_min_(least).exp_()
-        torch.nn.functional.threshold(weight, 2 * math.exp(least), 0.0, inplace=True)
+        torch.add(top * -LOG2E, weight, alpha=LOG2E, out=weight).exp2_()
         mass = weight.sum(1, keepdim=True)
         noise = torch.empty_like(state["value"]).exponential_(generator=self.generator).log_()
         key = top + mass.log() - noise

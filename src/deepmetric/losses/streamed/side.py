@@ -147,9 +147,8 @@ class Side:
         end = torch.full_like(begin, BIG) if stop is None else positives.padded(stop.detach(), -BIG)
         metric = self.pairs.metric(scale)
         if soft:
-            reduction: Any = steps.SoftSteps(
-                intervals=start is not None or stop is not None, bounded=metric.bound() <= 4
-            )
+            intervals = start is not None or stop is not None
+            reduction: Any = steps.SoftSteps(intervals=intervals, bound=metric.bound())
         else:
             reduction = steps.HingeSteps(stops=stop is not None)
         value, count = self._by_slots(used)._reduce(reduction, metric, [t, begin, end])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.softplus import softplus_total
 from deepmetric.losses.streamed.sums import State
-from deepmetric.losses.streamed.tiles import BIG, Hide
+from deepmetric.losses.streamed.tiles import BIG, LOG2E, Hide
 
 # From this many thresholds an anchor on, a binary search for each value is cheaper than a pass for each
 # threshold (256 x 65,536 values on 2 cores: 3 ms a pass, 70 to 100 ms a search).
@@ -112,19 +114,25 @@ def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple
 class SoftSteps:
     """Σ_k Σ_j log(1 + exp(v_j - t_k)) over values with start_k < v_j < stop_k; parameters as of HingeSteps.
 
-    With ``bounded`` (values and thresholds of unit rows) and no intervals exp(v) is taken once and one
-    logarithm stands for all thresholds, log Π (1 + exp(v) / exp(t_k)).
+    With a finite ``bound`` on the values (those of unit rows) exp(v) is taken once, and one logarithm stands for
+    many terms: log Π (1 + exp(v) / exp(t_k)).
     """
 
     differentiable = True
 
-    def __init__(self, *, intervals: bool, bounded: bool) -> None:
-        self.product = bounded and not intervals
-        self.intervals = intervals
+    def __init__(self, *, intervals: bool, bound: float) -> None:
+        self.intervals, self.bound = intervals, bound
+        self.product = bound <= 4
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
-        t = params[0]
-        self.used = used_rows(params[1] < 0.5 * BIG)
+        t, begin = params[:2]
+        real = begin < 0.5 * BIG
+        self.used = used_rows(real)
+        if self.product:
+            # The largest factor, and the product that is still in range, as logarithms.
+            lowest = float(torch.where(real, t, self.bound).amin()) if t.numel() else 0.0
+            self.factor = math.log1p(math.exp(min(self.bound - lowest, 80)))
+            self.room = 0.9 * math.log(torch.finfo(t.dtype).max)
         return {"sum": like.new_zeros(rows), "slope0": torch.zeros_like(t), "count": torch.zeros_like(t)}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
@@ -134,46 +142,63 @@ class SoftSteps:
         return self._tile(None, v, params, hide, spare)
 
     def _tile(self, state: State | None, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        slopes = spare(0).zero_()
-        t, begin, end = params
-        odds = v
-        if self.product:
-            odds = v.exp_()
-            hide(odds, 0.0)
-        else:
-            hide(v, -BIG)
-        product = spare(2).fill_(1) if self.product else None
+        hide(v, -BIG)
+        return (self._by_products if self.product else self._by_terms)(state, v, params, spare)
+
+    def _shown(self, state: State | None, v: Tensor, params: Sequence[Tensor], k: int, spare) -> Tensor:
+        """Whether each value is between start and stop k, as floats."""
+        n = len(v)
+        _, begin, end = params
+        shown = torch.gt(v, begin[:n, k : k + 1], out=spare(2)[:n])
+        shown.mul_(torch.lt(v, end[:n, k : k + 1], out=spare(3)[:n]))
+        if state is not None:
+            state["count"][:n, k].add_(shown.sum(1))
+        return shown
+
+    def _by_products(self, state: State | None, v: Tensor, params: Sequence[Tensor], spare) -> Tensor:
+        slopes, product = spare(0).zero_(), spare(4).fill_(1)
+        odds = torch.mul(v, LOG2E, out=spare(5)).exp2_()
+        inverse = torch.exp(-params[0])
+        together = max(int(self.room / self.factor), 1)  # factors that may be multiplied
+        factors = 0
         for k, n in enumerate(self.used):
-            threshold, row = t[:n, k : k + 1], slice(0, n)
-            if product is not None:
-                term = torch.mul(odds[row], torch.exp(-threshold), out=spare(1)[row]).add_(1)
-                if state is not None:
-                    product[row].mul_(term)
-                    if k % 8 == 7 or k == t.shape[1] - 1:  # 8 factors of at most e^8 do not overflow
-                        state["sum"].add_(product.log_().sum(1))
-                        product.fill_(1)
-                # 1 - sigmoid, which is 1 at hidden pairs; the ones are added below.
-                rest = term.reciprocal_()
-                slopes[row].sub_(rest)
-                if state is not None:
-                    state["slope0"][row, k].add_(rest.sum(1)).sub_(v.shape[1])
-            else:
-                term = torch.sub(v[row], threshold, out=spare(1)[row])
-                shown = None
-                if self.intervals:
-                    shown = torch.gt(v[row], begin[row, k : k + 1], out=spare(2)[row])
-                    shown.mul_(torch.lt(v[row], end[row, k : k + 1], out=spare(3)[row]))
-                if state is not None:
-                    cost = torch.nn.functional.softplus(term, threshold=40.0)
-                    state["sum"][row].add_((cost if shown is None else cost.mul_(shown)).sum(1))
-                    if shown is not None:
-                        state["count"][row, k].add_(shown.sum(1))
-                sigmoid = term.sigmoid_() if shown is None else term.sigmoid_().mul_(shown)
-                if state is not None:
-                    state["slope0"][row, k].sub_(sigmoid.sum(1))
-                slopes[row].add_(sigmoid)
-        if product is not None:
-            slopes.add_((begin < 0.5 * BIG).sum(1, keepdim=True))
+            term = torch.mul(odds[:n], inverse[:n, k : k + 1], out=spare(1)[:n])
+            if self.intervals:
+                term.mul_(self._shown(state, v[:n], params, k, spare))
+            term.add_(1)
+            if state is not None:
+                product[:n].mul_(term)
+                factors += 1
+                if factors == together or k == len(self.used) - 1:
+                    state["sum"].add_(self._log(product, factors))
+                    product, factors = spare(4).fill_(1), 0
+            # 1 - sigmoid, which is 1 at hidden pairs; the ones are added below.
+            rest = term.reciprocal_()
+            slopes[:n].sub_(rest)
+            if state is not None:
+                state["slope0"][:n, k].add_(rest.sum(1)).sub_(v.shape[1])
+        return slopes.add_((params[1] < 0.5 * BIG).sum(1, keepdim=True))
+
+    def _log(self, product: Tensor, factors: int) -> Tensor:
+        """Sums of the logarithms of each row's products of so many factors; columns are multiplied while that is in
+        range."""
+        while product.shape[1] % 2 == 0 and 2 * factors * self.factor <= self.room:
+            first, second = product.chunk(2, 1)
+            product, factors = first.mul_(second), 2 * factors
+        return product.log().sum(1)
+
+    def _by_terms(self, state: State | None, v: Tensor, params: Sequence[Tensor], spare) -> Tensor:
+        slopes = spare(0).zero_()
+        for k, n in enumerate(self.used):
+            term = torch.sub(v[:n], params[0][:n, k : k + 1], out=spare(1)[:n])
+            if self.intervals:
+                term.add_(self._shown(state, v[:n], params, k, spare).sub_(1), alpha=BIG)
+            if state is not None:
+                state["sum"][:n].add_(softplus_total(term, spare(4)[:n]))
+            sigmoid = term.sigmoid_()
+            if state is not None:
+                state["slope0"][:n, k].sub_(sigmoid.sum(1))
+            slopes[:n].add_(sigmoid)
         return slopes
 
     def combine(self, state: State, processes: Processes) -> None:
