@@ -13,6 +13,7 @@ from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
+from deepmetric.losses.clustering import ClusteringLoss
 from deepmetric.losses.contrastive import ContrastiveLoss
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
@@ -60,6 +61,7 @@ __all__ = [
     "BinomialDevianceLoss",
     "CircleLoss",
     "ClassLoss",
+    "ClusteringLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
     "CrossBatchMemory",

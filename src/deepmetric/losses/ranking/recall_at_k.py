@@ -101,7 +101,7 @@ class RecallAtKLoss(PairLoss):
         return ranked.mean(1 - ranked.per_query(recall), ranked.positives > 0)
 
     def _mixed(self, batch: Batch) -> Batch:
-        if batch.refs is not batch.anchors:
+        if batch.refs is not batch.anchors or batch.own is None:
             raise InputError(
                 "RecallAtKLoss(simix=True) mixes items of one batch; it was given `ref_emb`. Leave that out (no "
                 "memory), or set simix=False."
