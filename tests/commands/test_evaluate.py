@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepmetric.cli import main
+from deepmetric.data import FolderDataset
 
 
 def test_json_is_one_object_and_nothing_else(run_folder: Path, capsys) -> None:
@@ -60,6 +61,28 @@ def test_post_processing_side_by_side(run_folder: Path, capsys) -> None:
     assert capsys.readouterr().out.splitlines()[0].split() == [
         *["metric", "value", "95%", "interval", "views", "95%", "interval"]
     ]
+
+
+def test_published_figures_beside_the_whole_benchmark_alone(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    with (run / "recipe.yaml").open("a") as recipe:
+        row = "{data: Gratings, model: 'Small, 8-d', source: Nobody 2020, scores: {recall@1: 65.7, recall@3: 70}}"
+        recipe.write(f"published: [{row}]\n")
+    evaluate = ["evaluate", str(run), "--bootstrap", "0"]
+    assert main(evaluate) == 0
+    assert "Nobody" not in capsys.readouterr().out
+    monkeypatch.setattr(FolderDataset, "name", "Gratings")
+    assert main(evaluate) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].split() == ["Small,", "8-d", "65.7", "70.0", "Nobody", "2020"]
+    assert lines[-3].startswith("this run")
+    assert main([*evaluate, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["published"][0]["scores"] == {"recall@1": 65.7, "recall@3": 70}
+    assert main([*evaluate, "--split", "val"]) == 0
+    assert "Nobody" not in capsys.readouterr().out
 
 
 def test_whitening_without_training_items(run_folder: Path, capsys) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from deepmetric.commands.common import (
@@ -13,6 +14,7 @@ from deepmetric.commands.common import (
     one_split,
     open_items,
 )
+from deepmetric.commands.published import published_table
 from deepmetric.device import best_device
 from deepmetric.errors import InputError
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from deepmetric.data import Dataset
     from deepmetric.evaluation import RetrievalMetrics
+    from deepmetric.training.recipe import Published
     from deepmetric.training.run import Run
 
 HELP = "measure retrieval on classes that the model never saw"
@@ -110,17 +113,26 @@ def run(args: Namespace) -> int:
         if "whitening" in chain.steps:
             chain = chain._replace(training=_training_embeddings(args, chain.model(model), own, embedding))
         beside[text] = evaluate_model(chain.model(model), items, chain=chain, **embedding, **options)
+    # A name is a benchmark's only where the whole of it is there, so part of one is compared with nothing.
+    papers = run.recipe.published if run is not None and args.split == "test" else []
+    published = [row for row in papers if row.data == items.name]
     per_query = _per_query_file(args, run)
     if per_query is not None:
         _save_per_query(scores, items, per_query)
     if args.json:
-        print(json.dumps(_as_json(args, items, scores, beside, classes, per_query), ensure_ascii=False))
+        print(
+            json.dumps(
+                _as_json(args, items, scores, beside, classes, published, per_query), ensure_ascii=False
+            )
+        )
     else:
         if items.name is not None:
             print(f"{items.name}, {args.split}")
         print(_table({"value": scores, **beside}))
         print(_counts(scores, items))
         print(classes["text"])
+        if published:
+            print(published_table(scores, published))
         if per_query is not None:
             print(f"each query's metrics: {per_query}")
     return 0
@@ -226,6 +238,7 @@ def _as_json(
     scores: RetrievalMetrics,
     beside: dict[str, RetrievalMetrics],
     classes: dict[str, Any],
+    published: list[Published],
     per_query: Path | None,
 ) -> dict[str, Any]:
     def plain(metrics: RetrievalMetrics) -> dict[str, Any]:
@@ -239,6 +252,7 @@ def _as_json(
         "split": args.split,
         **plain(scores),
         "classes_also_trained_on": classes["shared"],
+        "published": [asdict(row) for row in published],
         "per_query": None if per_query is None else str(per_query),
         **({"untrained": plain(beside["untrained"])} if "untrained" in beside else {}),
         **({"post": {name: plain(beside[name]) for name in args.post}} if args.post else {}),
