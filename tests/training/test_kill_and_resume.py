@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from deepmetric.training import Run
@@ -76,3 +77,42 @@ def test_killed_twice_and_resumed_equals_unbroken(recipe_file: Path, tmp_path: P
     ).read_bytes()
     # the memory was in use and had wrapped round
     assert int(a["loss"]["filled"]) == 50
+
+
+PROCEDURES = {
+    "htl": """
+loss: {class_path: deepmetric.losses.HierarchicalTripletLoss}
+sampler:
+  class_path: deepmetric.data.AnchorNeighbourSampler
+  init_args: {anchors: 2, classes_per_anchor: 3, instances: 3}
+procedure: {class_path: deepmetric.training.HTL, init_args: {refresh_every: 7}}
+""",
+    "smart mining": """
+loss: {class_path: deepmetric.losses.TripletGlobalLoss}
+sampler: {class_path: deepmetric.data.TripletSampler, init_args: {triplets: 6}}
+procedure:
+  class_path: deepmetric.training.SmartMining
+  init_args: {neighbours: 40, refresh_every: 7, index_every: 14, far_positives: 3}
+""",
+}
+
+
+@pytest.mark.parametrize("system", PROCEDURES)
+def test_a_procedure_s_state_survives_a_kill(recipe_file: Path, tmp_path: Path, system: str):
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    procedure = tmp_path / "procedure.yaml"
+    procedure.write_text(PROCEDURES[system])
+    arguments = [str(recipe_file), str(procedure), "--memory=null", "--training.steps", "60"]
+    arguments += ["--training.evaluate_every", "60", "--training.checkpoint_every", "3"]
+    finish(start(*arguments, "--run", str(whole.folder)))
+    process = start(*arguments, "--run", str(broken.folder))
+    kill_at(process, broken, 26)
+    # the middle of a stretch, with a tree or candidates that no refresh will make again
+    assert torch.load(broken.last_checkpoint, weights_only=True)["progress"]["step"] % 7
+    finish(start("--resume", str(broken.folder)))
+
+    assert whole.metrics() == broken.metrics()
+    a, b = (torch.load(run.last_checkpoint, weights_only=True) for run in (whole, broken))
+    assert all(torch.equal(a["model"][key], b["model"][key]) for key in a["model"])
+    assert a["procedure"]
+    torch.testing.assert_close(a["procedure"], b["procedure"], rtol=0, atol=0)

@@ -125,7 +125,7 @@ def test_the_data_s_categories_reach_the_sampler(recipe_file, tmp_path, image_fo
         "sampler:\n  class_path: deepmetric.data.HierarchicalSampler\n"
         "  init_args: {categories_per_batch: 2, classes_per_category: 2}\n"
     )
-    arguments = ["--config", str(sampler), "--training.steps", "2"]
+    arguments = ["--config", str(sampler), "--training.steps", "4"]
     trainer = trained(
         recipe_file, tmp_path / "run", *arguments, "--data.root", str(tmp_path / "nested"), procedure=None
     )

@@ -13,10 +13,12 @@ from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
+from deepmetric.losses.class_tree import ClassTree
 from deepmetric.losses.clustering import ClusteringLoss
 from deepmetric.losses.contrastive import ContrastiveLoss
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
+from deepmetric.losses.hierarchical_triplet import HierarchicalTripletLoss
 from deepmetric.losses.intra_pair_variance import IntraPairVarianceLoss
 from deepmetric.losses.lifted import LiftedStructureLoss
 from deepmetric.losses.margin import MarginLoss
@@ -53,6 +55,7 @@ from deepmetric.losses.ranking import (
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
 from deepmetric.losses.supcon import SupConLoss
 from deepmetric.losses.triplet import TripletLoss
+from deepmetric.losses.triplet_global import TripletGlobalLoss
 from deepmetric.losses.tuplet_margin import TupletMarginLoss
 
 __all__ = [
@@ -61,6 +64,7 @@ __all__ = [
     "BinomialDevianceLoss",
     "CircleLoss",
     "ClassLoss",
+    "ClassTree",
     "ClusteringLoss",
     "ContrastiveLoss",
     "CosFaceLoss",
@@ -68,6 +72,7 @@ __all__ = [
     "FastAPLoss",
     "GeneralPairWeighting",
     "HardMiningLoss",
+    "HierarchicalTripletLoss",
     "HistogramLoss",
     "IntraPairVarianceLoss",
     "LargeMarginSoftmaxLoss",
@@ -92,6 +97,7 @@ __all__ = [
     "SubCenterArcFaceLoss",
     "SupAPLoss",
     "SupConLoss",
+    "TripletGlobalLoss",
     "TripletLoss",
     "TupletMarginLoss",
     "across_processes",

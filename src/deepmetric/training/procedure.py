@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+import numpy as np
+from torch import Tensor, nn
+
+from deepmetric.errors import InputError
+from deepmetric.evaluation import embed_dataset
 
 if TYPE_CHECKING:
     from deepmetric.training.trainer import Trainer
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 class Procedure:
@@ -56,3 +62,29 @@ class Procedure:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where :meth:`state_dict` was taken, the sampler's diet included."""
+
+
+def embed_training_set(trainer: Trainer, batch_size: int) -> np.ndarray:
+    """All training items as :meth:`Procedure.refresh` looks at them: float32 [N, d], in the data's order.
+
+    In evaluation mode, with the model's own preprocessing in place of the augmentation; modes are put back.
+    """
+    return embed_dataset(
+        trainer.model, trainer.train_data, batch_size=batch_size, workers=trainer.loop.workers
+    )
+
+
+def part_of_loss(trainer: Trainer, kind: type[Part], procedure: str) -> Part:
+    """The loss of class ``kind``, alone or within a memory.
+
+    Raises:
+        InputError: the recipe has another loss.
+    """
+    for part in trainer.loss.modules():
+        if isinstance(part, kind):
+            return part
+    raise InputError(
+        f"the procedure {procedure} needs the loss {kind.__name__}, and the recipe has "
+        f"{type(trainer.loss).__name__}. Set loss.class_path to deepmetric.losses.{kind.__name__}, or leave the "
+        f"procedure out."
+    )
