@@ -157,6 +157,8 @@ def test_every_shipped_recipe_builds_its_parts():
         loss = recipe.loss()
         if recipe.memory is not None:
             recipe.memory(loss, 8)
+        if recipe.procedure is not None:
+            recipe.procedure()
         optimizer = recipe.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
         recipe.schedule(optimizer, recipe.training.steps)
         for make in recipe.augmentation or []:
