@@ -52,11 +52,13 @@ from deepmetric.losses.ranking import (
     SupAPLoss,
     similarity_mixup,
 )
+from deepmetric.losses.regularizers import GlobalOrthogonalLoss, IntraClassVarianceLoss
 from deepmetric.losses.sampling import distance_log_weight, distance_weighted_sampling
 from deepmetric.losses.supcon import SupConLoss
 from deepmetric.losses.triplet import TripletLoss
 from deepmetric.losses.triplet_global import TripletGlobalLoss
 from deepmetric.losses.tuplet_margin import TupletMarginLoss
+from deepmetric.losses.weighted_sum import WeightedSum
 
 __all__ = [
     "AngularLoss",
@@ -71,9 +73,11 @@ __all__ = [
     "CrossBatchMemory",
     "FastAPLoss",
     "GeneralPairWeighting",
+    "GlobalOrthogonalLoss",
     "HardMiningLoss",
     "HierarchicalTripletLoss",
     "HistogramLoss",
+    "IntraClassVarianceLoss",
     "IntraPairVarianceLoss",
     "LargeMarginSoftmaxLoss",
     "LiftedStructureLoss",
@@ -100,6 +104,7 @@ __all__ = [
     "TripletGlobalLoss",
     "TripletLoss",
     "TupletMarginLoss",
+    "WeightedSum",
     "across_processes",
     "distance_log_weight",
     "distance_weighted_sampling",
