@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from deepmetric.training import Run
+from deepmetric.training import Run, Trainer
+from deepmetric.training.parse import parse_recipe
 
 STEPS = 150
 
@@ -104,12 +105,21 @@ def test_a_procedure_s_state_survives_a_kill(recipe_file: Path, tmp_path: Path, 
     procedure.write_text(PROCEDURES[system])
     arguments = [str(recipe_file), str(procedure), "--memory=null", "--training.steps", "60"]
     arguments += ["--training.evaluate_every", "60", "--training.checkpoint_every", "3"]
-    finish(start(*arguments, "--run", str(whole.folder)))
     process = start(*arguments, "--run", str(broken.folder))
     kill_at(process, broken, 26)
     # the middle of a stretch, with a tree or candidates that no refresh will make again
     assert torch.load(broken.last_checkpoint, weights_only=True)["progress"]["step"] % 7
-    finish(start("--resume", str(broken.folder)))
+
+    # The rest in this process, with one thread as in that one.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        configs = ["--config", arguments[0], "--config", *arguments[1:]]
+        whole.folder.mkdir()
+        Trainer(parse_recipe(configs)[0], whole).train()
+        Trainer(broken.recipe, broken).train(resume=True)
+    finally:
+        torch.set_num_threads(threads)
 
     assert whole.metrics() == broken.metrics()
     a, b = (torch.load(run.last_checkpoint, weights_only=True) for run in (whole, broken))
