@@ -135,3 +135,12 @@ def test_every_public_name_is_there():
         assert getattr(deepmetric.data, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'FolderDatset'"):
         deepmetric.data.__getattr__("FolderDatset")
+
+
+def test_renumbered_classes_are_those_with_items():
+    data = make(labels=(3, 1, 3, 0, 2))
+    train = data.split("train").with_classes_renumbered()
+    assert train.classes == [data.classes[1], data.classes[3]]
+    assert [train[i].label for i in range(2)] == [1, 0]
+    assert int(train[1].image[0, 0, 0]) == 1
+    assert data.labels.tolist() == [3, 1, 3, 0, 2]

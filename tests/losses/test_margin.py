@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepmetric.errors import InputError
-from deepmetric.losses import CrossBatchMemory, MarginLoss, distance_weighted_sampling
+from deepmetric.losses import CrossBatchMemory, MarginLoss, distance_weighted_sampling, set_classes
 
 
 def by_loops(x, labels, refs, ref_labels, own, loss, beta):
@@ -178,3 +178,24 @@ def test_wrong_option_is_named(build, message):
 def test_repr_tells_the_settings():
     assert "beta=1.2, learn_beta=False" in repr(MarginLoss())
     assert "beta=5 boundaries, learn_beta=True" in repr(MarginLoss(learn_beta=True, num_classes=5))
+
+
+def test_boundaries_of_classes_may_be_told_later(random_batch):
+    rows, labels = random_batch(3)
+    labels = (labels + 3) // 7
+    late = MarginLoss(beta=1.1, learn_beta=True, per_class=True, sampling="all")
+    with pytest.raises(InputError, match="does not know its classes"):
+        late(rows, labels)
+    set_classes(late, 3, 4)
+    early = MarginLoss(beta=1.1, learn_beta=True, num_classes=3, sampling="all")
+    assert torch.equal(late.beta, early.beta)
+    assert late(rows, labels) == early(rows, labels)
+    set_classes(late, 2, 4)
+    assert late.beta.shape == (3,)
+    with pytest.raises(InputError, match="3 boundaries, the training data 4 classes"):
+        set_classes(late, 4, 4)
+    shared = MarginLoss(learn_beta=True)
+    set_classes(shared, 3, 4)
+    assert shared.beta.ndim == 0
+    with pytest.raises(InputError, match="needs `learn_beta`"):
+        MarginLoss(per_class=True)

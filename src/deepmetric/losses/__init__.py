@@ -15,6 +15,7 @@ from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
 from deepmetric.losses.class_tree import ClassTree
 from deepmetric.losses.clustering import ClusteringLoss
+from deepmetric.losses.classes import set_classes
 from deepmetric.losses.contrastive import ContrastiveLoss
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
@@ -38,7 +39,6 @@ from deepmetric.losses.proxies import (
     SoftTripleLoss,
     SphereFaceLoss,
     SubCenterArcFaceLoss,
-    set_classes,
 )
 from deepmetric.losses.ranked_list import RankedListLoss
 from deepmetric.losses.ranking import (

@@ -151,15 +151,3 @@ def _check_self_index(self_index: Tensor, n: int, m: int) -> None:
             f"`self_index` must lie between -1 (no own copy) and {m - 1} (the last of {m} references); "
             f"got {int(self_index.min())} to {int(self_index.max())}."
         )
-
-
-def check_class_labels(owner: str, labels: Tensor, num_classes: int) -> None:
-    """Raise InputError unless ``labels`` lie in 0 ... num_classes - 1."""
-    # On a GPU reading the labels would make the step wait; there indexing fails by itself.
-    if labels.device.type == "cpu" and labels.numel():
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= num_classes:
-            raise InputError(
-                f"`labels` run from {low} to {high}, but this {owner} has {num_classes} classes, the labels 0 to "
-                f"{num_classes - 1}. Number the training classes from 0, and set `num_classes` to how many there are."
-            )

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
-from deepmetric.losses.inputs import Batch, check_class_labels
+from deepmetric.losses.classes import check_class_labels
+from deepmetric.losses.inputs import Batch
 from deepmetric.losses.sampling import distance_log_weight, numbered_generator
 from deepmetric.losses.streamed import Comparison
 

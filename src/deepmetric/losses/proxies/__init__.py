@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepmetric.losses.proxies.arcface import ArcFaceLoss, SubCenterArcFaceLoss
-from deepmetric.losses.proxies.base import ClassBatch, ClassLoss, set_classes
+from deepmetric.losses.proxies.base import ClassBatch, ClassLoss
 from deepmetric.losses.proxies.cosface import CosFaceLoss
 from deepmetric.losses.proxies.normalized_softmax import NormalizedSoftmaxLoss
 from deepmetric.losses.proxies.proxy_anchor import ProxyAnchorLoss
@@ -25,5 +25,4 @@ __all__ = [
     "SoftmaxLoss",
     "SphereFaceLoss",
     "SubCenterArcFaceLoss",
-    "set_classes",
 ]

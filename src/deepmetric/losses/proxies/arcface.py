@@ -24,7 +24,7 @@ class ArcFaceLoss(SoftmaxLoss):
         L = mean of  -log( exp(z_y) / Σ_c exp(z_c) )
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         margin: m in radians, in [0, π). (28.6 degrees are 0.499.)
         scale: s.
         label_smoothing: see :class:`~deepmetric.losses.proxies.softmax.SoftmaxLoss`.
@@ -49,8 +49,8 @@ class ArcFaceLoss(SoftmaxLoss):
         scale: float = 64.0,
         label_smoothing: float = 0.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
-        **centers: int,
     ) -> None:
         super().__init__(
             num_classes,
@@ -58,15 +58,10 @@ class ArcFaceLoss(SoftmaxLoss):
             scale,
             label_smoothing=label_smoothing,
             negative_fraction=negative_fraction,
+            sharded=sharded,
             seed=seed,
-            **centers,
         )
-        if not 0 <= margin < math.pi:
-            raise InputError(
-                f"`margin` of {self._name} is an angle in radians, at least 0 and below π; got {margin}. "
-                f"If these are degrees, give {math.radians(margin):.4g}."
-            )
-        self.margin = margin
+        self.margin = _radians(self._name, margin)
 
     def with_margin(self, own: Tensor, batch: ClassBatch) -> Tensor:
         cosine = own / self.scale
@@ -105,21 +100,33 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         sub_centers: int = 3,
         label_smoothing: float = 0.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(
+        SoftmaxLoss.__init__(
+            self,
             num_classes,
             dim,
-            margin,
             scale,
             label_smoothing=label_smoothing,
-            negative_fraction=negative_fraction,
-            seed=seed,
             centers=sub_centers,
+            negative_fraction=negative_fraction,
+            sharded=sharded,
+            seed=seed,
         )
+        self.margin = _radians(self._name, margin)
 
     def of_batch(self, batch: ClassBatch) -> Tensor:
         return self.cross_entropy(batch, pool=Nearest())
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, sub_centers={self.centers}"
+
+
+def _radians(owner: str, margin: float) -> float:
+    if not 0 <= margin < math.pi:
+        raise InputError(
+            f"`margin` of {owner} is an angle in radians, at least 0 and below π; got {margin}. If these are degrees, "
+            f"give {math.radians(margin):.4g}."
+        )
+    return margin

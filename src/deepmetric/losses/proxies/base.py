@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses.inputs import check_class_labels, checked_batch
+from deepmetric.losses.classes import check_class_labels
+from deepmetric.losses.inputs import checked_batch
 from deepmetric.losses.proxies.pools import Pool
+from deepmetric.losses.proxies.shares import Share, joined, logsumexp_of_all, own_gradient
 from deepmetric.losses.proxies.tiles import Job, Logits, class_logits
 from deepmetric.losses.sampling import numbered_generator
 from deepmetric.losses.streamed.comparison import unit_rows, without_autocast
@@ -41,10 +44,19 @@ class ClassLoss(nn.Module):
         negative_fraction: share of the classes compared with in a training step: those of the batch and others
             drawn at random (An et al., "Partial FC", CVPR 2022). 1: all. Below 1 a step costs less, and optimisers
             with momentum still move the classes that were not drawn.
+        sharded: over several processes (:func:`~deepmetric.losses.across_processes`, called before the optimiser is
+            made) each keeps the proxies of its share of the classes instead of all; see below.
         seed: of the drawing.
 
+    Over several processes proxies are parameters like others: each process compares its own items with all classes,
+    and the mean of the gradients over the processes is the gradient. With ``sharded`` process r of R holds the classes
+    rC/R to (r + 1)C/R and compares the items of all processes with them. Its proxies' gradient is then whole as it is:
+    keep them out of whatever averages gradients. ``state_dict`` is the same in both ways: it has all classes, which
+    are gathered when every process asks for it, and loads into any number of processes.
+
     Attributes:
-        proxies: [C * centers, dim], row c * centers + k the k-th of class c.
+        proxies: [C * centers, dim], row c * centers + k the k-th of class c; with ``sharded`` those of the share.
+        share: the classes of this process, where they are shared out; else None.
     """
 
     proxies: nn.Parameter
@@ -57,9 +69,12 @@ class ClassLoss(nn.Module):
         *,
         centers: int = 1,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self._processes: Processes | None = None
+        self.share: Share | None = None
         if (num_classes is None) != (dim is None):
             raise InputError(
                 f"{self._name} was given {'`dim`' if num_classes is None else '`num_classes`'} alone. Give both, "
@@ -74,8 +89,8 @@ class ClassLoss(nn.Module):
         self.num_classes, self.dim = num_classes, dim
         self.centers = centers
         self.negative_fraction = negative_fraction
+        self.sharded = sharded
         self.seed = seed
-        self.processes: Processes | None = None
         self.register_buffer("draws", torch.tensor(0))
         if num_classes is not None and dim is not None:
             self._make(num_classes, dim)
@@ -103,6 +118,33 @@ class ClassLoss(nn.Module):
         self.num_classes, self.dim = num_classes, dim
         self.proxies = nn.Parameter(torch.empty(num_classes * self.centers, dim))
         self.reset_parameters()
+        self._take_share()
+
+    @property
+    def processes(self) -> Processes | None:
+        """The processes that share this loss, set by :func:`~deepmetric.losses.across_processes`."""
+        return self._processes
+
+    @processes.setter
+    def processes(self, processes: Processes | None) -> None:
+        self._processes = processes
+        self._take_share()
+
+    def _take_share(self) -> None:
+        """Of the proxies just made keep those of this process."""
+        if not self.sharded or self._processes is None or self.num_classes is None or self.share is not None:
+            return
+        if self.num_classes < self._processes.size:
+            raise InputError(
+                f"{self.num_classes} classes cannot be shared out to {self._processes.size} processes. Leave "
+                f"`sharded` of {self._name} out."
+            )
+        self.share = Share.of(self.num_classes, self._processes)
+        self.proxies = nn.Parameter(self.proxies.detach()[self._rows()].clone())
+
+    def _rows(self) -> slice:
+        assert self.share is not None
+        return slice(self.share.start * self.centers, self.share.stop * self.centers)
 
     def reset_parameters(self) -> None:
         """Draw the proxies anew."""
@@ -120,8 +162,11 @@ class ClassLoss(nn.Module):
         """
         batch = checked_batch(embeddings, labels)
         self._check(batch.anchors, batch.labels)
+        x, labels = batch.anchors, batch.labels.long()
+        if self.share is not None and self._processes is not None:
+            x, labels = self._processes.gather(x), self._processes.gather(labels)
         with without_autocast(embeddings.device):
-            return self.of_batch(ClassBatch(batch.anchors, batch.labels.long()))
+            return self.of_batch(ClassBatch(x, labels))
 
     def of_batch(self, batch: ClassBatch) -> Tensor:
         """The loss of checked input."""
@@ -143,9 +188,12 @@ class ClassLoss(nn.Module):
         ``normalize``, ``normalize_proxies``: else rows are taken with their norms.
         """
         x = unit_rows(batch.embeddings) if normalize else batch.embeddings
-        labels, classes = batch.labels, self._drawn(batch.labels)
+        labels, processes = batch.labels, self._processes
+        if self.share is not None:
+            labels = self.share.local(labels)
+        classes = self._drawn(labels)
         if classes is not None:
-            labels = torch.searchsorted(classes, labels)
+            labels = torch.where(labels >= 0, torch.searchsorted(classes, labels), -1)
         job = Job(
             labels,
             classes,
@@ -155,29 +203,63 @@ class ClassLoss(nn.Module):
             pool,
             normalize_proxies,
             bounded=normalize and normalize_proxies and scale <= (60 if x.dtype == torch.float32 else 500),
+            absent=math.nan if self.share is None else 0.0,
             wants_total=wants_total,
         )
-        assert self.num_classes is not None
-        return class_logits(x, self.proxies, job), len(classes) if classes is not None else self.num_classes
+        logits = class_logits(x, self.used_proxies(), job)
+        compared = len(self.proxies) // self.centers if classes is None else len(classes)
+        if processes is None:
+            return logits, compared
+        if self.share is not None:
+            everywhere = processes.sum_(torch.tensor(compared, device=x.device))
+            return joined(logits, processes, over), int(everywhere)
+        if over == "items":
+            others = logsumexp_of_all(logits.others, processes)
+            logits = Logits(processes.gather(logits.own), others, logits.total)
+        return logits, compared
+
+    def used_proxies(self) -> Tensor:
+        """The proxies at hand, to be computed with: their gradient comes out right when they are a share."""
+        if self.share is None or self._processes is None:
+            return self.proxies
+        return own_gradient(self.proxies, self._processes)
 
     def mean(self, cost: Tensor) -> Tensor:
-        """The mean of costs [N] over the items; 0 of none."""
-        return cost.sum() / max(len(cost), 1)
+        """The mean of costs [N] over the items of all processes; 0 of none."""
+        if self._processes is None or self.share is not None:
+            return cost.sum() / max(len(cost), 1)
+        count = self._processes.sum_(torch.tensor(len(cost), device=cost.device))
+        return self._processes.sum(cost.sum()) / count.clamp_min(1)
 
     def _drawn(self, labels: Tensor) -> Tensor | None:
-        """The classes of this step, ascending; None for all."""
+        """The classes of this step among those at hand, ascending; None for all. ``labels``: -1 for none of them."""
         if self.negative_fraction == 1 or not self.training:
             return None
-        assert self.num_classes is not None
-        number, device = int(self.draws), labels.device
+        number, device, seed = int(self.draws), labels.device, self.seed
         self.draws += 1
-        place = torch.rand(
-            self.num_classes, generator=numbered_generator(self.seed, number, device), device=device
-        )
-        present = labels.unique()
+        if self._processes is not None:
+            if self.share is None:  # all draw alike, whatever items they have
+                labels = self._processes.gather(labels)
+            else:
+                seed += self._processes.rank
+        count = len(self.proxies) // self.centers
+        place = torch.rand(count, generator=numbered_generator(seed, number, device), device=device)
+        present = labels[labels >= 0].unique()
         place[present] = 2.0
-        kept = max(int(self.negative_fraction * self.num_classes), len(present), 1)
+        kept = max(int(self.negative_fraction * count), len(present), 1)
         return place.topk(kept).indices.sort().values
+
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.share is not None and self._processes is not None:
+            with torch.no_grad():
+                destination[prefix + "proxies"] = self._processes.gather(self.proxies)
+
+    def _load_from_state_dict(self, state_dict, prefix: str, *args, **kwargs) -> None:
+        name = prefix + "proxies"
+        if self.share is not None and name in state_dict:
+            state_dict[name] = state_dict[name][self._rows()]  # of load_state_dict's own mapping
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
         if self.num_classes is None:
@@ -202,17 +284,8 @@ class ClassLoss(nn.Module):
 
     def extra_repr(self) -> str:
         shown = f"num_classes={self.num_classes}, dim={self.dim}"
+        if self.share is not None:
+            shown += f", classes {self.share.start} to {self.share.stop - 1}"
         if self.negative_fraction < 1:
             shown += f", negative_fraction={self.negative_fraction}"
         return shown
-
-
-def set_classes(loss: nn.Module, num_classes: int, dim: int) -> None:
-    """Tell ``loss``, and every loss in it, how many training classes there are and how wide embeddings are.
-
-    Whatever has a method ``set_classes(num_classes, dim)`` is told; call this before the optimiser is made.
-    """
-    for part in loss.modules():
-        told = getattr(part, "set_classes", None)
-        if told is not None:
-            told(num_classes, dim)

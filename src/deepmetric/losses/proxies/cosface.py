@@ -17,7 +17,7 @@ class CosFaceLoss(SoftmaxLoss):
         L = mean of  -log( exp(s (cos_y - m)) / (exp(s (cos_y - m)) + Σ_{c≠y} exp(s cos_c)) )
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         margin: m, on the cosine.
         scale: s.
         label_smoothing: see :class:`~deepmetric.losses.proxies.softmax.SoftmaxLoss`.
@@ -41,6 +41,7 @@ class CosFaceLoss(SoftmaxLoss):
         scale: float = 64.0,
         label_smoothing: float = 0.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -49,6 +50,7 @@ class CosFaceLoss(SoftmaxLoss):
             scale,
             label_smoothing=label_smoothing,
             negative_fraction=negative_fraction,
+            sharded=sharded,
             seed=seed,
         )
         self.margin = margin

@@ -21,7 +21,7 @@ class NormalizedSoftmaxLoss(SoftmaxLoss):
         L = mean of  -log( exp(cos(x, w_y) / τ) / Σ_c exp(cos(x, w_c) / τ) )
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         temperature: τ, above 0.
         label_smoothing: see :class:`~deepmetric.losses.proxies.softmax.SoftmaxLoss`.
         normalize: L2-normalise the embeddings; False takes them with their norms (class weights are normalised
@@ -45,6 +45,7 @@ class NormalizedSoftmaxLoss(SoftmaxLoss):
         label_smoothing: float = 0.0,
         normalize: bool = True,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         if temperature <= 0:
@@ -55,6 +56,7 @@ class NormalizedSoftmaxLoss(SoftmaxLoss):
             1 / temperature,
             label_smoothing=label_smoothing,
             negative_fraction=negative_fraction,
+            sharded=sharded,
             seed=seed,
         )
         self.temperature = temperature

@@ -20,7 +20,7 @@ class ProxyAnchorLoss(ClassLoss):
             + 1/C  Σ_c         log(1 + Σ_{i: y_i ≠ c} exp( alpha (S_ic + margin)))
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`. With
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`. With
             ``negative_fraction`` the second sum is over, and divided by the number of, the classes drawn.
         margin: δ.
         alpha: scale.
@@ -44,9 +44,10 @@ class ProxyAnchorLoss(ClassLoss):
         margin: float = 0.1,
         alpha: float = 32.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, dim, negative_fraction=negative_fraction, seed=seed)
+        super().__init__(num_classes, dim, negative_fraction=negative_fraction, sharded=sharded, seed=seed)
         if alpha <= 0:
             raise InputError(f"`alpha` of ProxyAnchorLoss must be above 0; got {alpha}.")
         self.margin, self.alpha = margin, alpha
@@ -57,10 +58,16 @@ class ProxyAnchorLoss(ClassLoss):
     def of_batch(self, batch: ClassBatch) -> Tensor:
         shift = self.alpha * self.margin
         logits, classes = self.logits(batch, self.alpha, over="items")
-        pushed = softplus(logits.others + shift, threshold=40.0).sum() / classes
-        present, item_class = batch.labels.unique(return_inverse=True)
+        pushed = softplus(logits.others + shift, threshold=40.0).sum()
+        labels = batch.labels
+        if self.processes is not None:
+            if self.share is not None:
+                pushed = self.processes.sum(pushed)
+            else:
+                labels = self.processes.gather(labels)
+        present, item_class = labels.unique(return_inverse=True)
         drawn = softplus(_logsumexp(shift - logits.own, item_class, len(present)), threshold=40.0)
-        return drawn.sum() / max(len(present), 1) + pushed
+        return drawn.sum() / max(len(present), 1) + pushed / classes
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, margin={self.margin}, alpha={self.alpha}"

@@ -28,7 +28,7 @@ class ProxyNCALoss(SoftmaxLoss):
     of this name in most libraries.
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         softmax_scale: s. ProxyNCA++ has 9 (temperature 1/9), as has the re-implementation of Proxy-NCA on CUB and
             Cars (rows and proxies of norm 3).
         form: see above.
@@ -54,6 +54,7 @@ class ProxyNCALoss(SoftmaxLoss):
         form: Form = "paper",
         label_smoothing: float = 0.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         check_choice("ProxyNCALoss", "form", form, Form)
@@ -69,6 +70,7 @@ class ProxyNCALoss(SoftmaxLoss):
             2 * softmax_scale,
             label_smoothing=label_smoothing,
             negative_fraction=negative_fraction,
+            sharded=sharded,
             seed=seed,
         )
         self.form = form

@@ -29,7 +29,7 @@ class SoftTripleLoss(SoftmaxLoss):
             + tau Σ_c Σ_{k<l} √(2 + eps - 2 w_ck·w_cl) / (C K (K - 1))
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         centers_per_class: K.
         la: scale of the logits, the paper's λ.
         gamma: temperature of the choice among a class's centres, as in the paper (its inverse in some tables).
@@ -60,10 +60,17 @@ class SoftTripleLoss(SoftmaxLoss):
         tau: float = 0.2,
         eps: float = 1e-5,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
-            num_classes, dim, la, centers=centers_per_class, negative_fraction=negative_fraction, seed=seed
+            num_classes,
+            dim,
+            la,
+            centers=centers_per_class,
+            negative_fraction=negative_fraction,
+            sharded=sharded,
+            seed=seed,
         )
         if gamma <= 0:
             raise InputError(f"`gamma` of SoftTripleLoss must be above 0; got {gamma}.")
@@ -84,8 +91,8 @@ class SoftTripleLoss(SoftmaxLoss):
 
     def _spread(self) -> Tensor:
         """The mean distance of two centres of a class, halved."""
-        k, (rows, dim) = self.centers, self.proxies.shape
-        proxies = self.proxies.to(torch.promote_types(self.proxies.dtype, torch.float32))
+        k, dim = self.centers, self.proxies.shape[1]
+        proxies = self.used_proxies().to(torch.promote_types(self.proxies.dtype, torch.float32))
         # Normalised centres are not kept for the backward pass, but made again.
         blocks = proxies.split(max(BLOCK // (k * (dim + k)), 1) * k)
         if len(blocks) == 1:
@@ -93,7 +100,10 @@ class SoftTripleLoss(SoftmaxLoss):
         else:
             parts = [checkpoint(_distances, block, k, self.eps, use_reentrant=False) for block in blocks]
             total = torch.stack(parts).sum()
-        return total / (rows * (k - 1))
+        if self.share is not None and self.processes is not None:
+            total = self.processes.sum(total)
+        assert self.num_classes is not None
+        return total / (self.num_classes * k * (k - 1))
 
     def extra_repr(self) -> str:
         return (

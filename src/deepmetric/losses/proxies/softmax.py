@@ -32,9 +32,12 @@ class SoftmaxLoss(ClassLoss):
         label_smoothing: float = 0.0,
         centers: int = 1,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
-        super().__init__(num_classes, dim, centers=centers, negative_fraction=negative_fraction, seed=seed)
+        super().__init__(
+            num_classes, dim, centers=centers, negative_fraction=negative_fraction, sharded=sharded, seed=seed
+        )
         if scale <= 0:
             raise InputError(f"the scale of {self._name}'s logits must be above 0; got {scale}.")
         if not 0 <= label_smoothing < 1:

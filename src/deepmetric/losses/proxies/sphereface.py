@@ -24,7 +24,7 @@ class SphereFaceLoss(SoftmaxLoss):
         L = mean of  -log( exp(z_y) / Σ_c exp(z_c) )
 
     Args:
-        num_classes, dim, negative_fraction, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
+        num_classes, dim, negative_fraction, sharded, seed: see :class:`~deepmetric.losses.proxies.base.ClassLoss`.
         margin: m, a whole number of at least 1.
         scale: factor of all logits. 1 counts on norms that the network learns: its embedding must not be normalised.
         annealing: begin with the plain softmax, as the authors do because ψ alone hardly starts to learn: ψ(θ) becomes
@@ -57,6 +57,7 @@ class SphereFaceLoss(SoftmaxLoss):
         annealing: bool = False,
         label_smoothing: float = 0.0,
         negative_fraction: float = 1.0,
+        sharded: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(
@@ -65,6 +66,7 @@ class SphereFaceLoss(SoftmaxLoss):
             scale,
             label_smoothing=label_smoothing,
             negative_fraction=negative_fraction,
+            sharded=sharded,
             seed=seed,
         )
         if margin < 1 or margin != int(margin):
@@ -120,5 +122,9 @@ class LargeMarginSoftmaxLoss(SphereFaceLoss):
     normalize_proxies = False
 
     def _norms(self, batch: ClassBatch) -> Tensor:
-        own = torch.nn.functional.embedding(batch.labels, self.proxies).to(batch.embeddings.dtype)
-        return super()._norms(batch) * torch.linalg.vector_norm(own, dim=1)
+        labels = batch.labels if self.share is None else self.share.local(batch.labels)
+        own = torch.nn.functional.embedding(labels.clamp_min(0), self.used_proxies())
+        norms = torch.where(labels >= 0, torch.linalg.vector_norm(own.to(batch.embeddings.dtype), dim=1), 0)
+        if self.share is not None and self.processes is not None:
+            norms = self.processes.sum(norms)
+        return super()._norms(batch) * norms

@@ -117,8 +117,9 @@ class _ClassLogits(torch.autograd.Function):
         need_x, need_weights, _ = ctx.needs_input_grad
         scaled = x * job.scale
         factor = None if g_others is None else torch.where(sums > 0, g_others / sums, 0)
-        gx = torch.zeros_like(x) if need_x else None
-        gw = torch.zeros_like(weights) if need_weights else None
+        single = ctx.count <= ctx.width and job.classes is None
+        gx = torch.zeros_like(x) if need_x and not single else None
+        gw = torch.zeros_like(weights) if need_weights and not single else None
         for lo in range(0, ctx.count, ctx.width):
             if ctx.kept is not None:
                 tile, e = ctx.kept
@@ -139,10 +140,18 @@ class _ClassLogits(torch.autograd.Function):
             if job.pool is not None:
                 shape = (len(x), tile.hi - tile.lo, job.centers)
                 e = job.pool.backward(e, tile.similarity.view(shape)).view_as(tile.similarity)
+            if single:
+                gx = e @ tile.rows if need_x else None
+                gw = _unscaled(tile, e.t() @ scaled).to(weights.dtype) if need_weights else None
+                break
             if gx is not None:
                 gx.addmm_(e, tile.rows)
             if gw is not None:
-                _add_rows(job, gw, tile, e.t() @ scaled)
+                grad = _unscaled(tile, e.t() @ scaled).to(gw.dtype)
+                if job.classes is None:
+                    gw[tile.lo * job.centers : tile.hi * job.centers] = grad
+                else:
+                    gw[_places(job, tile.lo, tile.hi)] = grad
         if gx is not None:
             gx *= job.scale
         return gx, gw, None
@@ -213,12 +222,9 @@ def _weights(job: Job, tile: _Tile, v: Tensor, shift: Tensor) -> Tensor:
     return v
 
 
-def _add_rows(job: Job, out: Tensor, tile: _Tile, grad: Tensor) -> None:
-    """Gradient of rows as used, taken back through their normalisation, into that of the weights."""
-    if tile.inverse is not None:
-        along = (grad * tile.rows).sum(1, keepdim=True)
-        grad = grad.addcmul_(tile.rows, along, value=-1).mul_(tile.inverse)
-    if job.classes is None:
-        out[tile.lo * job.centers : tile.hi * job.centers] = grad
-    else:
-        out[_places(job, tile.lo, tile.hi)] = grad.to(out.dtype)
+def _unscaled(tile: _Tile, grad: Tensor) -> Tensor:
+    """The gradient of rows as used, taken back through their normalisation."""
+    if tile.inverse is None:
+        return grad
+    along = (grad * tile.rows).sum(1, keepdim=True)
+    return grad.addcmul_(tile.rows, along, value=-1).mul_(tile.inverse)
