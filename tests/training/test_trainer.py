@@ -312,3 +312,67 @@ def test_a_run_opens_again(recipe_file, tmp_path, image_folder):
         load_run(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not the folder of a run"):
         load_run(image_folder)
+
+
+@pytest.mark.parametrize(
+    ("loss", "parameter"),
+    [
+        ("loss: {class_path: deepmetric.losses.ProxyAnchorLoss}", "proxies"),
+        (
+            "loss: {class_path: deepmetric.losses.SoftTripleLoss, init_args: {centers_per_class: 2}}",
+            "proxies",
+        ),
+        (
+            "loss: {class_path: deepmetric.losses.MarginLoss, init_args: {learn_beta: true, per_class: true}}",
+            "beta",
+        ),
+    ],
+)
+def test_a_loss_is_told_the_training_classes_and_resumes(recipe_file, tmp_path, loss, parameter):
+    """The recipe names no number: there is a row for each class of the training split, which numbers them from 0."""
+    other = tmp_path / "other.yaml"
+    other.write_text(f"{loss}\nmemory: null\nlearning_rates: {{loss: 0.05}}\ntraining: {{steps: 12}}\n")
+    trainer = build(recipe_file, tmp_path / "a", "--config", str(other))
+    classes = len(set(trainer.train_data.labels.tolist()))
+    assert trainer.train_data.labels.max() == classes - 1
+    assert len(trainer.train_data.classes) == classes
+    value = getattr(trainer.loss, parameter)
+    assert len(value) == classes * getattr(trainer.loss, "centers", 1)
+    begun = value.detach().clone()
+    (tmp_path / "a").mkdir()
+    trainer.train()
+    assert not torch.equal(begun, getattr(trainer.loss, parameter))
+
+    (tmp_path / "b").mkdir()
+    half = build(recipe_file, tmp_path / "b", "--config", str(other))
+    half.loop.checkpoint_every = 5
+    _stop_after(half, 5)
+    resumed = build(recipe_file, tmp_path / "b", "--config", str(other))
+    resumed.train(resume=True)
+    assert same(trainer.loss.state_dict(), resumed.loss.state_dict())
+
+
+def _stop_after(trainer, steps):
+    """Train until a kill right after the checkpoint of a step."""
+    save = trainer._save
+
+    def save_and_stop(*args, **kwargs):
+        save(*args, **kwargs)
+        if trainer.step == steps:
+            raise KeyboardInterrupt
+
+    trainer._save = save_and_stop
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+
+
+def test_a_loss_of_too_few_classes_is_refused_before_training(recipe_file, tmp_path):
+    with pytest.raises(InputError, match="3 classes of width 16; the training data has"):
+        build(
+            recipe_file,
+            tmp_path / "run",
+            "--memory=null",
+            "--loss=deepmetric.losses.ArcFaceLoss",
+            "--loss.num_classes=3",
+            "--loss.dim=16",
+        )
