@@ -14,8 +14,8 @@ from deepmetric.losses.base import PairLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
 from deepmetric.losses.class_tree import ClassTree
-from deepmetric.losses.clustering import ClusteringLoss
 from deepmetric.losses.classes import set_classes
+from deepmetric.losses.clustering import ClusteringLoss
 from deepmetric.losses.contrastive import ContrastiveLoss
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
