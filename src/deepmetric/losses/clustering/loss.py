@@ -44,7 +44,7 @@ class ClusteringLoss(PairLoss):
             the batch size times a distance. The paper decays it by 0.94 (its start is not published); searches of
             others took 10 to 10,000.
         refinements: rounds of refinement, the authors' 5.
-        distance: "distance" (paper), or "squared_distance" (the Reality Check era's re-implementation by Roth).
+        distance: "distance" (paper), or "squared_distance" (the re-implementation of Roth et al. 2020).
         nmi: mean of the two entropies that the mutual information is divided by: "geometric", as scikit-learn had it
             when the paper was written, or "arithmetic", as it has it now.
         normalize: L2-normalise rows first.
