@@ -241,7 +241,7 @@ def chosen(rank: int, world: int) -> None:
     def log_weight(v: Tensor) -> Tensor:
         return -3 * v
 
-    draws = 20_000
+    draws = 5_000
     near = ours.negatives.sample(log_weight, draws, torch.Generator().manual_seed(rank))
     assert torch.equal(processes.sum_((near >= 0).long()), torch.ones_like(near))
     found = processes.max_(torch.where(near >= 0, near + start, -1))
@@ -254,8 +254,7 @@ def chosen(rank: int, world: int) -> None:
 def drawn(rank: int, world: int) -> None:
     """The margin loss's random negatives: in a batch those of one process; in a memory, spread as they should be."""
     loss = MarginLoss(0.3, beta=1.2, upper_cutoff=2.1, seed=5)
-    for _ in range(3):
-        in_batch("margin distance", loss, rank, world, ROWS[:world])
+    in_batch("margin distance", loss, rank, world, ROWS[:world])
     # A single negative each can be drawn: no chance is left.
     sizes, ref_sizes = ROWS[:world], REFS[:world]
     (x, labels), (refs, _) = draw(sizes, seed=30), draw(ref_sizes, seed=31)
@@ -303,9 +302,9 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
     for name, loss in every_loss().items():
         against_references(name, loss, rank, world)
-        if world > 2:  # what follows does not ask how many they are
+        if world > 2:  # a batch within itself, and a memory: how many they are is not asked there
             continue
-        in_batch(name, loss, rank, world, ROWS[:world])
+        # In the first step the memory is not in use: the batch alone.
         with_memory(name, loss, rank, world, steps=3, size=9, batch_weight=0.7, memory_weight=0.3)
     for sizes in ([0, 0, 0], [1, 0, 0], [0, 6, 0]):
         for name in ("multi_similarity", "triplet hard", "npairs first", "margin learned", "angular"):

@@ -11,6 +11,7 @@ HELP = "learn an embedding from labelled items, as a recipe says; resume a run"
 
 _USAGE = """deepmetric train RECIPE [RECIPE ...] [--run FOLDER] [--dotted.key value ...]
        deepmetric train --resume RUN
+       torchrun --nproc-per-node N -m deepmetric.cli -- train ...    (N processes; -- keeps torchrun off --run)
 
 RECIPE is a YAML file or the name of a recipe that comes with deepmetric (`deepmetric recipes`); of several, later
 ones win: one names the data, another the system. Any key can be set after them, for example
@@ -20,14 +21,18 @@ ones win: one names the data, another the system. Any key can be set after them,
 def main(argv: list[str]) -> int:
     resume, argv = _take(argv, "--resume")
     folder, argv = _take(argv, "--run")
+    from deepmetric.training.processes import under_torchrun
+
     if resume is not None:
         if argv or folder is not None:
             raise InputError(
                 f"--resume continues a run with its own recipe and takes nothing else, got "
                 f"{' '.join(argv) or '--run ' + str(folder)}. To change a setting, start a new run."
             )
-        return _resume(Path(resume))
-    return _start(argv, folder)
+        with under_torchrun():
+            return _resume(Path(resume))
+    with under_torchrun():
+        return _start(argv, folder)
 
 
 def _start(argv: list[str], folder: str | None) -> int:
@@ -42,14 +47,17 @@ def _start(argv: list[str], folder: str | None) -> int:
     parser = recipe_parser(prog="deepmetric train", usage=_USAGE, description=HELP)
     recipe, values = parse_recipe([*configs, *argv], parser)
 
+    from deepmetric.training.processes import Team
     from deepmetric.training.run import Run
     from deepmetric.training.trainer import Trainer
 
-    run = Run(_new_folder(folder, recipes))
+    team = Team()
+    run = Run(team.from_first(_new_folder(folder, recipes) if team.first else None))
     trainer = Trainer(recipe, run)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    run.recipe_file.write_text(dump_recipe(parser, values), encoding="utf8")
-    print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)
+    if team.first:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        run.recipe_file.write_text(dump_recipe(parser, values), encoding="utf8")
+        print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)
     trainer.train()
     return _report(trainer)
 
@@ -60,12 +68,15 @@ def _resume(folder: Path) -> int:
 
     run = load_run(folder)
     trainer = Trainer(run.recipe, run)
-    print(f"{trainer.description}\nresumes: {run.folder}", file=sys.stderr)
+    if trainer.team.first:
+        print(f"{trainer.description}\nresumes: {run.folder}", file=sys.stderr)
     trainer.train(resume=True)
     return _report(trainer)
 
 
 def _report(trainer) -> int:
+    if not trainer.team.first:
+        return 0
     lines = [record for record in trainer.run.metrics() if record.get("split") == "val"]
     if lines:
         best = max(lines, key=lambda record: record["map@r"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -25,18 +25,25 @@ class Batch(NamedTuple):
     indices: Tensor  # int64 [B], positions in the dataset
 
 
-def numbered(batches: Iterable[list[int]], first_draw: int) -> Iterator[list[Draw]]:
+def numbered(
+    batches: Iterable[list[int]],
+    first_draw: int,
+    places: Sequence[int] | None = None,
+    size: int | None = None,
+) -> Iterator[list[Draw]]:
     """Each index with the running number of its draw, counted from ``first_draw``.
 
     The number seeds the item's augmentation, so a resumed run that knows how many items it drew makes the same images.
+    Where each of several processes has a part of a batch of ``size``, ``places`` of it, numbers count through the
+    batches of all, and the images are those of one process.
 
     >>> list(numbered([[7, 3], [7]], first_draw=10))
     [[(10, 7), (11, 3)], [(12, 7)]]
     """
     draw = first_draw
     for batch in batches:
-        yield list(enumerate(batch, draw))
-        draw += len(batch)
+        yield [(draw + place, index) for place, index in zip(places or range(len(batch)), batch)]
+        draw += size or len(batch)
 
 
 def make_loader(

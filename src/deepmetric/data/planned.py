@@ -57,6 +57,12 @@ class PlannedSampler:
         """Items in a batch, over all ranks."""
         return self.units * self.unit_size
 
+    @property
+    def places(self) -> list[int]:
+        """Where in the batch of all ranks the items of this rank's part stand."""
+        whole = np.arange(self.batch_size).reshape(self.units, self.unit_size)
+        return whole[self.rank :: self.world_size].reshape(-1).tolist()
+
     def __len__(self) -> int:
         """Batches in an epoch, those already yielded included."""
         raise NotImplementedError

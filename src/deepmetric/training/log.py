@@ -58,6 +58,18 @@ class MetricsLog:
         self._board.close()
 
 
+class NoLog:
+    """The log of a process that writes nothing."""
+
+    def write(self, record: dict[str, Any], prefix: str) -> None: ...
+
+    def speed(self, items_per_second: float, step: int) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def _is_older(line: bytes, first_step: int) -> bool:
     try:
         return json.loads(line)["step"] <= first_step and line.endswith(b"\n")
@@ -65,7 +77,7 @@ def _is_older(line: bytes, first_step: int) -> bool:
         return False
 
 
-def progress_bar(total: int, done: int) -> tqdm:
+def progress_bar(total: int, done: int, shown: bool = True) -> tqdm:
     """A bar on stderr; where that is a file, a line every half minute."""
     seconds = 0.1 if sys.stderr.isatty() else 30
     return tqdm(
@@ -76,4 +88,5 @@ def progress_bar(total: int, done: int) -> tqdm:
         mininterval=seconds,
         maxinterval=2 * seconds,
         file=sys.stderr,
+        disable=not shown,
     )

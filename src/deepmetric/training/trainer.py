@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -21,10 +20,11 @@ from deepmetric.evaluation import evaluate_model
 from deepmetric.losses import set_classes
 from deepmetric.models import EmbeddingModel
 from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
-from deepmetric.training.guards import CollapseWatch, check_finite
-from deepmetric.training.log import MetricsLog, progress_bar
+from deepmetric.training.guards import CollapseWatch
+from deepmetric.training.log import MetricsLog, NoLog, progress_bar
 from deepmetric.training.optim import parameter_groups
 from deepmetric.training.procedure import Procedure
+from deepmetric.training.processes import Team
 from deepmetric.training.recipe import Recipe
 from deepmetric.training.run import Run, initial_model
 
@@ -40,16 +40,18 @@ class Trainer:
 
     Raises:
         InputError: for a recipe that cannot be trained (no training items, classes shared between training and
-            validation, more processes than one).
+            validation, a procedure in several processes).
+
+    Under torchrun each process builds a trainer and calls :meth:`train`. Batches are those of one process, dealt
+    out; the loss is that of the whole batch, with one memory shared out; gradients are averaged. The first process
+    evaluates and writes. The run is that of one process but for rounding, dropout and batch normalisation, which
+    takes the statistics of each process's part; and it may be resumed with another number of processes.
     """
 
     def __init__(self, recipe: Recipe, run: Run):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                "training under torchrun with several processes is not supported: start `deepmetric train` alone."
-            )
+        self.team = Team()
         self.recipe, self.run, self.loop = recipe, run, recipe.training
-        self.device = _device(self.loop.device)
+        self.device = self.team.device(_device(self.loop.device))
         data = recipe.data()
         self.model = initial_model(recipe).to(self.device).train()
         self.train_data = _train_split(data, recipe, self.model)
@@ -60,20 +62,22 @@ class Trainer:
         set_classes(loss, len(self.train_data.classes), self.model.embedding_dim)
         self.loss: nn.Module = recipe.memory(loss, self.model.embedding_dim) if recipe.memory else loss
         self.loss.to(self.device).train()
-        self.sampler: PlannedSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed)  # type: ignore[call-arg]
+        self.team.share_loss(self.loss)
+        part = {"rank": self.team.rank, "world_size": self.team.size} if self.team.size > 1 else {}
+        self.sampler: PlannedSampler = recipe.sampler(self.train_data.labels, seed=recipe.seed, **part)  # type: ignore[call-arg]
         if isinstance(self.sampler, HierarchicalSampler):
             self.sampler.categories = self.train_data.categories
         self.optimizer = recipe.optimizer(parameter_groups(self.model, self.loss, recipe.learning_rates))
         self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")
         self.watch = CollapseWatch()
+        if recipe.procedure and self.team.size > 1:
+            raise InputError("a `procedure` runs in one process: start `deepmetric train` without torchrun.")
         self.procedure = recipe.procedure() if recipe.procedure else Procedure()
         self.step = 0
         self.best = -math.inf
         self.stale = 0  # evaluations since the best one
         self.finished = False
-        # Called with the scores of each evaluation on the validation classes, once the checkpoint is written.
-        self.on_evaluation: Callable[[dict[str, float]], None] | None = None
         self.procedure.setup(self)
 
     # ---- state ----
@@ -100,10 +104,7 @@ class Trainer:
                 "finished": self.finished,
                 "collapse_looks": self.watch.seen,
             },
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "random": self.team.random_state(self.device),
         }
 
     def _sampler_state(self) -> dict[str, int]:
@@ -119,22 +120,25 @@ class Trainer:
         self.step, self.best, self.stale = progress["step"], progress["best"], progress["stale"]
         self.finished = progress["finished"]
         self.watch.seen = progress["collapse_looks"]
-        torch.set_rng_state(state["random"]["cpu"])
-        if state["random"]["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+        self.team.set_random_state(state["random"], self.device)
 
     # ---- the loop ----
 
     def train(self, resume: bool = False) -> None:
         """Train to the end, or from the last checkpoint to the end with ``resume``."""
+        if self.team.rank:
+            torch.manual_seed(self.recipe.seed + self.team.rank)  # dropout of its own
         if resume:
             self.load_state_dict(load_checkpoint(self.run.last_checkpoint))
-        if self.skipped:
+        if self.skipped and self.team.first:
             (self.run.folder / "skipped.txt").write_text("\n".join(self.skipped) + "\n", encoding="utf8")
-        self.log = MetricsLog(
-            self.run.metrics_file, self.run.folder / "tensorboard", self.step if resume else 0
+        self.parallel = self.team.share_model(self.model)
+        self.log = (
+            MetricsLog(self.run.metrics_file, self.run.folder / "tensorboard", self.step if resume else 0)
+            if self.team.first
+            else NoLog()
         )
-        bar = progress_bar(self.loop.steps, self.step)
+        bar = progress_bar(self.loop.steps, self.step, shown=self.team.first)
         try:
             if not resume:
                 self.procedure.begin()
@@ -162,7 +166,9 @@ class Trainer:
         return iter(
             make_loader(
                 self.train_data,
-                batch_sampler=numbered(batches, self.step * self.sampler.batch_size),
+                batch_sampler=numbered(
+                    batches, self.step * self.sampler.batch_size, self.sampler.places, self.sampler.batch_size
+                ),
                 workers=self.loop.workers,
                 seed=self.recipe.seed,
             )
@@ -176,7 +182,7 @@ class Trainer:
             self.step += 1
             embeddings, loss = self._one_step(images, labels, indices)
             bar.update()
-            items += len(images)
+            items += len(images) * self.team.size
             if self.step % self.loop.log_every == 0 or self.step == 1:
                 elapsed = time.perf_counter() - since
                 self._log_step(loss, embeddings, bar)
@@ -196,13 +202,16 @@ class Trainer:
         labels = labels.to(self.device, non_blocking=True)
         half = _AUTOCAST.get(self.loop.precision)
         with torch.autocast(self.device.type, dtype=half, enabled=half is not None):
-            embeddings = self.model(images)
+            embeddings = self.parallel(images)
         # Losses in float32 whatever the model's precision: exp(25) overflows half precision.
         embeddings = embeddings.float()
         loss = self.loss(embeddings, labels)
-        check_finite(loss, embeddings, self.step, [self.train_data.ids[i] for i in indices.tolist()])
+        self.team.check_finite(
+            loss, embeddings, self.step, [self.train_data.ids[i] for i in indices.tolist()]
+        )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
+        self.team.average_gradients(self.loss)
         if self.loop.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -225,7 +234,7 @@ class Trainer:
         bar.set_postfix(shown, refresh=False)
         warning = self.watch.look(embeddings, self.step)
         if warning:
-            bar.write(f"warning: {warning}")
+            self._say(bar, f"warning: {warning}")
             self.log.write({"step": self.step, "warning": warning}, "train")
 
     # ---- evaluation and checkpoints ----
@@ -233,20 +242,14 @@ class Trainer:
     def _evaluate(self, bar: tqdm) -> None:
         """Measure on the validation classes, keep the best model, write the checkpoints."""
         improved = True  # without validation classes the last model is the one to keep
-        scores = None
         if self.validation is not None:
-            scores = evaluate_model(
-                self.model,
-                self.validation,
-                ks=self.loop.ks,
-                workers=self.loop.workers,
-                device=str(self.device),
-            )
-            self.model.train()
+            scores = self._scores(self.validation) if self.team.first else {}
+            scores = self.team.from_first(scores)
             self.log.write({"step": self.step, "split": "val", **scores}, "val")
-            bar.write(
+            self._say(
+                bar,
                 f"step {self.step}: validation Recall@1 {scores['recall@1']:.4f}, MAP@R {scores['map@r']:.4f}"
-                f"{' (untrained)' if self.step == 0 else ''}"
+                f"{' (untrained)' if self.step == 0 else ''}",
             )
             score = scores["map@r"]
             improved = score > self.best
@@ -258,13 +261,24 @@ class Trainer:
         self.finished = self.step == self.loop.steps or impatient
         self._save(best=improved)
         if impatient:
-            bar.write(f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
-        if scores is not None and self.on_evaluation is not None:
-            self.on_evaluation(scores)
+            self._say(bar, f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
+
+    def _scores(self, validation: Dataset) -> dict[str, float]:
+        scores = evaluate_model(
+            self.model, validation, ks=self.loop.ks, workers=self.loop.workers, device=str(self.device)
+        )
+        self.model.train()
+        return scores
+
+    def _say(self, bar: tqdm, text: str) -> None:
+        if self.team.first:
+            bar.write(text)
 
     def _save(self, best: bool = False) -> None:
         self.log.sync()
-        state = self.state_dict()
+        state = self.state_dict()  # by all processes: a shared memory is joined
+        if not self.team.first:
+            return
         if best:
             save_checkpoint(self.run.best_checkpoint, state)
             self.model.save_pretrained(self.run.model_folder)
