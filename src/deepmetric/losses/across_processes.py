@@ -18,7 +18,9 @@ def across_processes(loss: Loss, group: Any = None) -> Loss:
 
     Afterwards every process calls the loss together with the others, each with its part of every argument
     (parts may differ in length or be empty): anchors are gathered, references stay where they are, and so does a
-    :class:`~deepmetric.losses.CrossBatchMemory`, of which each process keeps a share. All processes get the same
+    :class:`~deepmetric.losses.CrossBatchMemory`, of which each process keeps a share. (Losses that need all references
+    at once gather these too: :class:`~deepmetric.losses.TripletLoss` with ``swap``, and every
+    :class:`~deepmetric.losses.PairLoss` that does not say ``over_parts``.) All processes get the same
     number. Its gradients are such that their mean over the processes is the gradient of the joined loss, for
     embeddings and for parameters of the loss: what ``DistributedDataParallel`` computes of the model's. Parameters
     of the loss itself are averaged by wrapping it in ``DistributedDataParallel`` too, or by hand.

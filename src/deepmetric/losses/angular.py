@@ -43,6 +43,8 @@ class AngularLoss(PairLoss):
     3.0867
     """
 
+    over_parts = True
+
     def __init__(self, alpha: float = 45.0) -> None:
         super().__init__()
         if not 0 < alpha < 90:

@@ -19,6 +19,10 @@ class PairLoss(nn.Module):
     """
 
     processes: Processes | None = None
+    # Whether `of_batch` knows that over several processes ``batch.refs`` is a part of the references; else they are
+    # gathered. Right for a loss that is made of a ``Comparison(*batch)`` and its reductions of anchors,
+    # ``len(batch.anchors)`` and ``batch.labels``.
+    over_parts: bool = False
 
     def forward(
         self,
@@ -44,13 +48,15 @@ class PairLoss(nn.Module):
             InputError: shapes, lengths, dtypes or devices that do not fit each other.
         """
         batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index, self.processes)
+        if not self.over_parts:
+            batch = batch.gathered()
         with without_autocast(embeddings.device):
             return self.of_batch(batch)
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The loss of checked input.
 
-        Over several processes ``batch.refs`` is a part of the references. A loss that is made of a
-        ``Comparison(*batch)`` and its reductions, ``len(batch.anchors)`` and ``batch.labels`` is right as it is.
+        Over several processes every argument is of all processes, everywhere alike, but with ``over_parts`` the
+        references are those of this process and ``batch.processes`` is set.
         """
         raise NotImplementedError

@@ -48,6 +48,8 @@ class BinomialDevianceLoss(PairLoss):
     2.2661
     """
 
+    over_parts = True
+
     def __init__(
         self,
         alpha: float = 2.0,

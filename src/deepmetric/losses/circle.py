@@ -49,6 +49,8 @@ class CircleLoss(PairLoss):
     2.3842
     """
 
+    over_parts = True
+
     def __init__(self, m: float = 0.4, gamma: float = 80.0, over: Over = "anchor") -> None:
         super().__init__()
         if gamma <= 0:

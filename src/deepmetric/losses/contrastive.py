@@ -64,6 +64,8 @@ class ContrastiveLoss(PairLoss):
     1.1733
     """
 
+    over_parts = True
+
     def __init__(
         self,
         form: Form = "cosine",

@@ -52,6 +52,8 @@ class GeneralPairWeighting(PairLoss):
     True
     """
 
+    over_parts = True
+
     def positive_weight(self, similarity: Tensor, *statistics: Tensor) -> Tensor:
         """Weights of positives, elementwise.
 

@@ -34,6 +34,8 @@ class HardMiningLoss(PairLoss):
     0.6533
     """
 
+    over_parts = True
+
     def __init__(self, epsilon: float = 0.1) -> None:
         super().__init__()
         if epsilon < 0:

@@ -35,6 +35,8 @@ class IntraPairVarianceLoss(PairLoss):
     0.0162
     """
 
+    over_parts = True
+
     def __init__(self, pos_eps: float = 0.01, neg_eps: float = 0.01) -> None:
         super().__init__()
         if pos_eps < 0 or neg_eps < 0:

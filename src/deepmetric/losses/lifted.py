@@ -67,6 +67,8 @@ class LiftedStructureLoss(PairLoss):
     0.3625
     """
 
+    over_parts = True
+
     def __init__(
         self,
         form: Form = "original",

@@ -65,6 +65,8 @@ class MarginLoss(PairLoss):
 
     draws: Tensor
 
+    over_parts = True
+
     def __init__(
         self,
         margin: float = 0.2,

@@ -49,6 +49,8 @@ class MultiSimilarityLoss(PairLoss):
     0.2262
     """
 
+    over_parts = True
+
     def __init__(
         self,
         alpha: float = 2.0,

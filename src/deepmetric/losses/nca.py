@@ -50,6 +50,8 @@ class NCALoss(PairLoss):
     0.8546
     """
 
+    over_parts = True
+
     def __init__(
         self,
         scale: float = 1.0,

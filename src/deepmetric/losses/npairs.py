@@ -46,6 +46,8 @@ class NPairsLoss(PairLoss):
     0.5032
     """
 
+    over_parts = True
+
     def __init__(self, pairs: PairsTaken = "first", normalize: bool = False, l2_weight: float = 0.0) -> None:
         super().__init__()
         check_choice("NPairsLoss", "pairs", pairs, PairsTaken)

@@ -40,6 +40,8 @@ class NTXentLoss(PairLoss):
     0.6895
     """
 
+    over_parts = True
+
     def __init__(self, temperature: float = 0.07) -> None:
         super().__init__()
         if temperature <= 0:

@@ -42,6 +42,8 @@ class RankedListLoss(PairLoss):
     0.5006
     """
 
+    over_parts = True
+
     def __init__(
         self,
         margin: float = 0.4,

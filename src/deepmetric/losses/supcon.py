@@ -43,6 +43,8 @@ class SupConLoss(PairLoss):
     0.6895
     """
 
+    over_parts = True
+
     def __init__(
         self, temperature: float = 0.1, base_temperature: float | None = None, reduction: Reduction = "paired"
     ) -> None:

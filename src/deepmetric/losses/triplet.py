@@ -90,10 +90,10 @@ class TripletLoss(PairLoss):
         self.swap = swap
         self.singletons = singletons
         self.normalize = normalize
+        # With the swap positives are anchors too.
+        self.over_parts = not swap
 
     def of_batch(self, batch: Batch) -> Tensor:
-        if self.swap:
-            batch = batch.gathered()
         pairs = Comparison(*batch, kind=_KINDS[self.form], normalize=self.normalize or self.form == "cosine")
         positives = self._positives(pairs)
         if self.mining in ("all", "semihard_band", "hard_band"):

@@ -41,6 +41,8 @@ class TupletMarginLoss(PairLoss):
     0.6895
     """
 
+    over_parts = True
+
     def __init__(self, margin: float = 5.73, scale: float = 64.0) -> None:
         super().__init__()
         if not 0 <= margin <= 90:

@@ -81,7 +81,7 @@ if __name__ == "__main__":
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     world = int(sys.argv[2])
-    mp.spawn(worker, (world, port), nprocs=world)
+    mp.start_processes(worker, (world, port), nprocs=world, start_method="fork")  # imports torch once
 """
 
 

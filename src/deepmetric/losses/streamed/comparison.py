@@ -127,7 +127,8 @@ class Comparison:
 
     @cached_property
     def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form."""
+        """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form. Over
+        several processes it would be that of the references here: gather them first."""
         positive = self.labels[:, None] == self.ref_labels
         negative = ~positive
         if self.own is not None:
