@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -78,6 +78,8 @@ class Trainer:
         self.best = -math.inf
         self.stale = 0  # evaluations since the best one
         self.finished = False
+        # Called with the scores of each evaluation on the validation classes, once the checkpoint is written.
+        self.on_evaluation: Callable[[dict[str, float]], None] | None = None
         self.procedure.setup(self)
 
     # ---- state ----
@@ -242,6 +244,7 @@ class Trainer:
     def _evaluate(self, bar: tqdm) -> None:
         """Measure on the validation classes, keep the best model, write the checkpoints."""
         improved = True  # without validation classes the last model is the one to keep
+        scores = None
         if self.validation is not None:
             scores = self._scores(self.validation) if self.team.first else {}
             scores = self.team.from_first(scores)
@@ -262,6 +265,8 @@ class Trainer:
         self._save(best=improved)
         if impatient:
             self._say(bar, f"stopped at step {self.step}: {self.stale} evaluations without a better MAP@R")
+        if scores is not None and self.on_evaluation is not None:
+            self.on_evaluation(scores)
 
     def _scores(self, validation: Dataset) -> dict[str, float]:
         scores = evaluate_model(
