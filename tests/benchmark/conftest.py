@@ -47,7 +47,7 @@ systems:
     search:
       loss.alpha: {{low: 0.5, high: 10, log: true}}
       optimizer.lr: {{choices: [0.001, 0.01]}}
-tune: {{trials: 4, pruner: none}}
+tune: {{trials: 3, pruner: none}}
 """
 
 

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,12 @@ import yaml
 
 from deepmetric.benchmark.benchmark import plan_cells, run_benchmark
 from deepmetric.benchmark.cells import claim
+from deepmetric.benchmark.open_data import Remembered
 from deepmetric.benchmark.plan import read_plan
 from deepmetric.benchmark.report import progress, write_report
 from deepmetric.benchmark.scores import read_results
 from deepmetric.cli import main
+from deepmetric.data import FolderDataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation import retrieval_metrics
 from deepmetric.training import load_run
@@ -137,14 +141,27 @@ def test_report_of_what_is_there(plan_file: Path, tmp_path: Path, capsys):
         run_benchmark(read_plan(plan_file), out)
 
 
+def test_images_are_remembered_and_their_copies_changed_at_will(image_folder: Path):
+    source = FolderDataset(image_folder)
+    images = [source.read(i) for i in range(4)]
+    size = images[0].nbytes
+    reads: list[int] = []
+    load = source.load
+    source.load = lambda row: (reads.append(row), load(row))[1]
+    data = Remembered(source, keep_bytes=2 * size)
+    for _ in range(3):
+        for i in range(4):
+            image = data.subset([i])[0].image
+            assert (image == images[i]).all()
+            image.zero_()
+    assert reads == [0, 1, 2, 3, 2, 3, 2, 3]
+
+
 def test_a_claim_is_one_process_s_and_ends_with_it(tmp_path: Path):
     code = (
         "import sys, time; from pathlib import Path; from deepmetric.benchmark.cells import claim\n"
         "with claim(Path(sys.argv[1])) as mine: print(mine, flush=True); time.sleep(60)"
     )
-    import subprocess
-    import sys
-
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "True\n"
     with claim(tmp_path) as mine:

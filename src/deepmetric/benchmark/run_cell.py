@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,31 +17,13 @@ import yaml
 
 from deepmetric.atomic import write_atomically
 from deepmetric.benchmark.cells import Cell, write_arrays, write_text
+from deepmetric.benchmark.open_data import OpenData
 from deepmetric.benchmark.resolve import changes
-from deepmetric.data import Dataset, FoldDataset
+from deepmetric.data import Dataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation import embed_dataset, evaluate_embeddings
 from deepmetric.evaluation.evaluate import searched
 from deepmetric.training import Recipe, Run, Trainer
-from deepmetric.training.parse import parse_recipe
-
-
-class OpenData:
-    """Data sets by what their recipe says, opened once in this process."""
-
-    def __init__(self) -> None:
-        self._open: dict[str, Dataset] = {}
-
-    def recipe(self, written: dict[str, Any], file: Path) -> Recipe:
-        """The recipe of a cell's file, on data that is open already."""
-        recipe, _ = parse_recipe(["--config", str(file)])
-        fold = written["data"]["init_args"]
-        key = json.dumps(fold["data"], sort_keys=True)
-        if key not in self._open:
-            inner, _ = parse_recipe(["--config", str(file), "--data", json.dumps(fold["data"])])
-            self._open[key] = inner.data()
-        data = self._open[key]
-        return replace(recipe, data=lambda: FoldDataset(lambda: data, fold["fold"], fold["folds"]))
 
 
 @dataclass

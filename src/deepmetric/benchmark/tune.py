@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
 
-    from deepmetric.benchmark.run_cell import OpenData
+    from deepmetric.benchmark.open_data import OpenData
     from deepmetric.training import Trainer
 
 
@@ -164,7 +164,7 @@ class _JournalLock:
 
 def _work(jobs: list[Job]) -> None:
     """Do trials until every study has all of its own finished, by this worker or another."""
-    from deepmetric.benchmark.run_cell import OpenData
+    from deepmetric.benchmark.open_data import OpenData
 
     opened = OpenData()
     studies = [(job, _study(job)) for job in jobs]

@@ -26,8 +26,9 @@ def work(
     A cell whose worker dies is free at once, and whoever takes it goes on from its last checkpoint. A cell that fails
     leaves error.txt and does not stop the others.
     """
+    from deepmetric.benchmark.open_data import OpenData
     from deepmetric.benchmark.resolve import of_cell
-    from deepmetric.benchmark.run_cell import OpenData, run_cell
+    from deepmetric.benchmark.run_cell import run_cell
 
     opened, waiting = OpenData(), False
     while left := [cell for cell in cells if not (cell.finished(out) or cell.failed(out))]:

@@ -1,0 +1,70 @@
+"""Data sets that stay open, with their decoded images, from one cell to the next."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deepmetric.data import Dataset, FoldDataset
+from deepmetric.training import Recipe
+from deepmetric.training.parse import parse_recipe
+
+KEEP_BYTES = 2 << 30  # of decoded images, for each data set and worker
+
+
+class OpenData:
+    """Data sets by what their recipe says, opened once in this process."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Dataset] = {}
+
+    def recipe(self, written: dict[str, Any], file: Path) -> Recipe:
+        """The recipe of a cell's file, on data that is open already."""
+        recipe, _ = parse_recipe(["--config", str(file)])
+        fold = written["data"]["init_args"]
+        key = json.dumps(fold["data"], sort_keys=True)
+        if key not in self._open:
+            inner, _ = parse_recipe(["--config", str(file), "--data", json.dumps(fold["data"])])
+            # Worker processes of a loader would each keep images of their own and lose them when they end.
+            self._open[key] = Remembered(inner.data()) if recipe.training.workers == 0 else inner.data()
+        data = self._open[key]
+        return replace(recipe, data=lambda: FoldDataset(lambda: data, fold["fold"], fold["folds"]))
+
+
+class Remembered(Dataset):
+    """The same items; an image that was read once is not decoded again, as long as ``keep_bytes`` hold them.
+
+    A cell of half a minute would otherwise spend much of it on decoding what the cell before has decoded.
+    """
+
+    def __init__(self, data: Dataset, keep_bytes: int = KEEP_BYTES) -> None:
+        super().__init__(
+            data.ids,
+            data.labels,
+            data.classes,
+            data.splits,
+            is_query=data.is_query,
+            is_gallery=data.is_gallery,
+            categories=data.categories,
+        )
+        self.skipped = data.skipped
+        self._data = data
+        self._kept: dict[int, Tensor] = {}
+        self._left = keep_bytes
+
+    def load(self, row: int) -> Tensor:
+        kept = self._kept.get(row)
+        if kept is None:
+            kept = self._data.read(row)
+            if torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2]):
+                kept = kept[:1].clone()  # grey: a third of the memory
+            if kept.nbytes <= self._left:
+                self._left -= kept.nbytes
+                self._kept[row] = kept
+        # A copy, because a transform may write into its image.
+        return kept.expand(3, -1, -1).clone()
