@@ -55,7 +55,7 @@ class Remembered(Dataset):
         self.skipped = data.skipped
         self._data = data
         self._kept: dict[int, Tensor] = {}
-        self._left = keep_bytes
+        self._left = [keep_bytes]  # in a list, because subsets and splits are copies of this and share it
 
     def load(self, row: int) -> Tensor:
         kept = self._kept.get(row)
@@ -63,8 +63,8 @@ class Remembered(Dataset):
             kept = self._data.read(row)
             if torch.equal(kept[0], kept[1]) and torch.equal(kept[0], kept[2]):
                 kept = kept[:1].clone()  # grey: a third of the memory
-            if kept.nbytes <= self._left:
-                self._left -= kept.nbytes
+            if kept.nbytes <= self._left[0]:
+                self._left[0] -= kept.nbytes
                 self._kept[row] = kept
         # A copy, because a transform may write into its image.
         return kept.expand(3, -1, -1).clone()
