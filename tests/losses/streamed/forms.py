@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from deepmetric.losses.sampling import distance_log_weight
 from deepmetric.losses.streamed import Comparison
 
 softplus = lambda z: F.softplus(z, threshold=100.0)
@@ -99,19 +100,11 @@ def margin(c, beta, a=0.2):  # distance, beta [N] of the anchor's class
     return (p + n).sum() / (np_ + nn_).sum().clamp_min(1)
 
 
-def distance_log_weight(d, lo=0.5, hi=1.4):
-    def f(D):
-        x = D.clamp(lo, 1.999)
-        q = (2.0 - d) * x.log() - (d - 3) / 2 * torch.log1p(-x * x / 4)
-        return torch.where(hi > D, q, -1e30)
-
-    return f
-
-
 def margin_sampled(c, beta, a=0.2, generator=None):
     p = c.positive_list
     slots = p.padded(torch.ones_like(p.values), 0.0)
-    j = c.negatives.sample(distance_log_weight(c.anchors.shape[1]), slots.shape[1], generator)
+    dim = c.anchors.shape[1]
+    j = c.negatives.sample(lambda d: distance_log_weight(d, dim), slots.shape[1], generator)
     j = torch.where(slots > 0, j, -1)
     n, found = c.chosen(j)
     dp = p.padded(p.values, 0.0)
