@@ -142,7 +142,7 @@ def _load(
     rows = rows.to(dtype)
     if job.normalize_refs:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        out = buffers(7, *rows.shape) if buffers is not None else None
+        out = buffers(-1, *rows.shape) if buffers is not None else None
         rows = torch.div(rows, norms.add_(norms == 0), out=out)
     return rows
 
