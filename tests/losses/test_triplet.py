@@ -130,3 +130,15 @@ def test_memory_is_that_of_pairs_not_of_triplets():
     with Watch():
         TripletLoss(mining="all")(x, labels, refs, ref_labels)
     assert 0 < largest <= 64 * 20 * 2000
+
+
+@pytest.mark.parametrize("mining", ["all", "semihard_band", "hard_band"])
+def test_soft_margin_in_tiles_against_references_of_any_length(mining, random_batch, monkeypatch):
+    """A memory holds rows as they came: they are brought to unit length tile by tile, in a buffer of their own."""
+    loss = TripletLoss(0.5, mining, soft_margin=True)
+    (rows, labels), (refs, ref_labels) = random_batch(0, n=8), random_batch(1, n=30)
+    rows.requires_grad_()
+    (as_matrix,) = torch.autograd.grad(loss(rows, labels, refs, ref_labels), rows)
+    monkeypatch.setattr("deepmetric.losses.streamed.comparison.MATRIX", 0)
+    (in_tiles,) = torch.autograd.grad(loss(rows, labels, refs, ref_labels), rows)
+    torch.testing.assert_close(in_tiles, as_matrix)
