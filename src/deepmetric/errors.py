@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -39,3 +39,16 @@ def check_choice(owner: str, name: str, value: object, literal: Any) -> None:
             f"`{name}` of {owner} is {value!r}; expected one of {', '.join(choices)}."
             f"{did_you_mean(str(value), choices)}"
         )
+
+
+def check_widths(owner: str, name: str, widths: Sequence[int]) -> list[int]:
+    """``widths`` as a list.
+
+    Raises:
+        InputError: there is none, or one is below 1.
+    """
+    if not widths or min(widths) < 1:
+        raise InputError(
+            f"`{name}` of {owner} is {list(widths)}; expected the width of each part, 1 or more each."
+        )
+    return list(widths)

@@ -12,6 +12,7 @@ from torch import Tensor
 from deepmetric.errors import InputError
 from deepmetric.losses import (
     AngularLoss,
+    BIERLoss,
     BinomialDevianceLoss,
     CircleLoss,
     ContrastiveLoss,
@@ -19,6 +20,7 @@ from deepmetric.losses import (
     GeneralPairWeighting,
     GlobalOrthogonalLoss,
     HardMiningLoss,
+    HDCLoss,
     HistogramLoss,
     IntraClassVarianceLoss,
     IntraPairVarianceLoss,
@@ -77,6 +79,10 @@ LOSSES = {
     "binomial mined": BinomialDevianceLoss(epsilon=0.3, scaled=True),
     "binomial pairs": BinomialDevianceLoss(beta=10.0, reduction="pairs"),
     "hard mining": HardMiningLoss(0.3),
+    "hdc": HDCLoss([2, 2], [1.0, 0.4], margin=3.0),
+    "hdc each nonzero": HDCLoss(None, [1.0, 0.5], [1.0, 2.0], 2.0, 10.0, "each", "nonzero"),
+    "bier": BIERLoss([2, 2], cost=5.0),
+    "bier eta": BIERLoss([2, 2], cost=3.0, boosting="eta"),
     "margin all": MarginLoss(sampling="all"),
     "margin all triplets": MarginLoss(beta=1.0, sampling="all", reduction="triplets"),
     "nca": NCALoss(),
@@ -115,7 +121,7 @@ def loss(request: pytest.FixtureRequest) -> PairLoss:
 
 
 def test_gradient_is_the_derivative(loss, random_batch):
-    if isinstance(loss, (CircleLoss, GeneralPairWeighting)):
+    if isinstance(loss, (BIERLoss, CircleLoss, GeneralPairWeighting)):
         pytest.skip("its weights are constants")
     rows, labels = random_batch(0)
     refs, ref_labels = random_batch(1, n=12)
@@ -165,7 +171,9 @@ def test_names_of_classes_do_not_matter(loss, random_batch):
 
 def test_rotation_of_the_space_does_not_matter(loss, random_batch):
     rows, labels = random_batch(8, copies=2)
-    rotation, _ = torch.linalg.qr(random_batch(9, n=4)[0])
+    # An embedding of two parts has two spaces.
+    widths = [2, 2] if isinstance(loss, (BIERLoss, HDCLoss)) else [4]
+    rotation = torch.block_diag(*(torch.linalg.qr(random_batch(9, n=d, d=d)[0])[0] for d in widths))
     torch.testing.assert_close(loss(rows @ rotation, labels), loss(rows, labels))
 
 

@@ -11,14 +11,17 @@ from __future__ import annotations
 from deepmetric.losses.across_processes import across_processes
 from deepmetric.losses.angular import AngularLoss
 from deepmetric.losses.base import PairLoss
+from deepmetric.losses.bier import BIERLoss
 from deepmetric.losses.binomial import BinomialDevianceLoss
 from deepmetric.losses.circle import CircleLoss
 from deepmetric.losses.class_tree import ClassTree
 from deepmetric.losses.classes import set_classes
 from deepmetric.losses.clustering import ClusteringLoss
 from deepmetric.losses.contrastive import ContrastiveLoss
+from deepmetric.losses.diversity import ActivationDiversity, AdversarialDiversity
 from deepmetric.losses.general_pair_weighting import GeneralPairWeighting
 from deepmetric.losses.hard_mining import HardMiningLoss
+from deepmetric.losses.hdc import HDCLoss
 from deepmetric.losses.hierarchical_triplet import HierarchicalTripletLoss
 from deepmetric.losses.intra_pair_variance import IntraPairVarianceLoss
 from deepmetric.losses.lifted import LiftedStructureLoss
@@ -61,8 +64,11 @@ from deepmetric.losses.tuplet_margin import TupletMarginLoss
 from deepmetric.losses.weighted_sum import WeightedSum
 
 __all__ = [
+    "ActivationDiversity",
+    "AdversarialDiversity",
     "AngularLoss",
     "ArcFaceLoss",
+    "BIERLoss",
     "BinomialDevianceLoss",
     "CircleLoss",
     "ClassLoss",
@@ -74,6 +80,7 @@ __all__ = [
     "FastAPLoss",
     "GeneralPairWeighting",
     "GlobalOrthogonalLoss",
+    "HDCLoss",
     "HardMiningLoss",
     "HierarchicalTripletLoss",
     "HistogramLoss",

@@ -6,10 +6,12 @@ that of the published tables. A trained model is a folder that :func:`deepmetric
 
 from __future__ import annotations
 
+from deepmetric.models.bier import BIERModel
 from deepmetric.models.bn_inception import BNInception
 from deepmetric.models.convnet import ConvNet
 from deepmetric.models.embedding import EmbeddingModel
+from deepmetric.models.hdc import HDCModel
 from deepmetric.models.pooling import GeM
 from deepmetric.models.preprocessing import Preprocessing
 
-__all__ = ["BNInception", "ConvNet", "EmbeddingModel", "GeM", "Preprocessing"]
+__all__ = ["BIERModel", "BNInception", "ConvNet", "EmbeddingModel", "GeM", "HDCModel", "Preprocessing"]

@@ -57,6 +57,8 @@ class BNInception(nn.Module):
             width = self._add_block(f"inception_{name}", width, *block)
             # A mark without weights, so that forward hooks find each block's output by name.
             self.add_module(f"inception_{name}_output", nn.Identity())
+        # Where HDC divides the network.
+        self.stages = [f"inception_{name}_output" for name in ("4a", "4d", "5b")]
 
     def forward(self, images: Tensor) -> Tensor:
         x = self._conv("conv1_7x7_s2", images)

@@ -15,6 +15,8 @@ class ConvNet(nn.Module):
 
     The feature map is [B, width, h, w] with h = H // 2**blocks, so images need a side of at least 2**blocks pixels.
 
+    ``stages`` are the names of its blocks, for models that tap it.
+
     Args:
         blocks: number of blocks.
         width: channels of every block.
@@ -34,6 +36,7 @@ class ConvNet(nn.Module):
         self.blocks = nn.Sequential(
             *(_block(in_channels if i == 0 else width, width) for i in range(blocks)),
         )
+        self.stages = [f"blocks.{i}" for i in range(blocks)]
 
     def forward(self, images: Tensor) -> Tensor:
         smallest = 2 ** len(self.blocks)

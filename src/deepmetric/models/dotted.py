@@ -1,4 +1,4 @@
-"""A class from its dotted path."""
+"""A class from its dotted path, and back."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def module_class(path: str, what: str) -> type[nn.Module]:
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         raise InputError(f"{what} {path!r} is {found!r}; expected a subclass of torch.nn.Module")
     return found
+
+
+def dotted_path(cls: type) -> str:
+    """Where ``cls`` can be imported from: the package of its module, if it shows the class, else the module itself.
+
+    >>> from deepmetric.models import ConvNet
+    >>> dotted_path(ConvNet)
+    'deepmetric.models.ConvNet'
+    """
+    package = cls.__module__.rpartition(".")[0]
+    if package and getattr(import_module(package), cls.__qualname__, None) is cls:
+        return f"{package}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from deepmetric.errors import InputError
 from deepmetric.models.backbones import build_backbone
+from deepmetric.models.dotted import dotted_path
 from deepmetric.models.embed import embed
 from deepmetric.models.head import Head
 from deepmetric.models.inputs import EmbedInput
+from deepmetric.models.parts import unit_rows
 from deepmetric.models.pooling import make_pooling
 from deepmetric.models.preprocessing import Preprocessing
 from deepmetric.models.storage import MODEL_CARD, fill_from_file, find_weights, put_in_place
@@ -121,12 +123,7 @@ class EmbeddingModel(
             images: uint8 [B, 3, H, W] in 0-255, normalised here; a floating tensor is taken as already normalised.
         """
         embeddings = self.head(self._features(self._normalised(images)))
-        if not self.normalize:
-            return embeddings
-        with torch.autocast(embeddings.device.type, enabled=False):
-            # float64 stays as it is, so that gradients can be checked numerically.
-            wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-            return F.normalize(wide, dim=1)
+        return unit_rows(embeddings) if self.normalize else embeddings
 
     def embed(
         self,
@@ -249,12 +246,9 @@ class EmbeddingModel(
             "interpolation": self.preprocessing.interpolation,
             "bgr": self.preprocessing.bgr,
         }
-        # A subclass may have other arguments; it gets back only its own.
-        config.update({name: value for name, value in resolved.items() if name in config})
-        cls = type(self)
-        config["class_path"] = (
-            "deepmetric.models.EmbeddingModel"
-            if cls is EmbeddingModel
-            else f"{cls.__module__}.{cls.__qualname__}"
-        )
+        # A subclass may have other arguments; it gets back only its own, or all where it hands **kwargs on.
+        parameters = inspect.signature(type(self).__init__).parameters.values()
+        hands_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        config.update({name: value for name, value in resolved.items() if hands_on or name in config})
+        config["class_path"] = dotted_path(type(self))
         self._hub_mixin_config = config

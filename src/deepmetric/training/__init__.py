@@ -1,5 +1,6 @@
 """The loop: recipe -> trained model, with memory, checkpoints and resumption."""
 
+from deepmetric.training.bier import BIER
 from deepmetric.training.class_tree import ClassMeans, build_class_tree, class_means, nearest_classes
 from deepmetric.training.hardness import HardnessController
 from deepmetric.training.htl import HTL
@@ -11,6 +12,7 @@ from deepmetric.training.smart_mining import SmartMining
 from deepmetric.training.trainer import Trainer
 
 __all__ = [
+    "BIER",
     "HTL",
     "ClassMeans",
     "CosineSchedule",
