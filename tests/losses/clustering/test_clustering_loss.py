@@ -40,7 +40,7 @@ def score_by_loop(distances: Tensor, labels: Tensor, medoids: list[int], gamma: 
 def test_score_is_that_of_the_loop_and_greedy_is_near_the_best(gamma: float) -> None:
     for seed in range(3):
         distances, labels, classes = batch(seed)
-        k = classes.count
+        k = classes.number
         scores = {
             chosen: score_by_loop(distances, labels, list(chosen), gamma)
             for chosen in combinations(range(9), k)
@@ -76,7 +76,7 @@ def test_refinement_never_lowers_the_score() -> None:
     for seed in range(8):
         distances, _, classes = batch(seed, n=16, classes=4)
         generator = torch.Generator().manual_seed(seed)
-        found = nearest(distances, torch.randperm(16, generator=generator)[: classes.count])
+        found = nearest(distances, torch.randperm(16, generator=generator)[: classes.number])
         score = found.augmented(distances, classes, 4.0)
         for _ in range(3):
             found = refine_medoids(distances, classes, 4.0, found, 1)

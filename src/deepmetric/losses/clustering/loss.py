@@ -122,7 +122,7 @@ def oracle_medoids(distances: Tensor, classes: Classes) -> Tensor:
     """Of each class the item with the smallest sum of distances to the class, the first of equals: [classes]."""
     same = classes.of[:, None] == classes.of[None, :]
     cost = torch.where(same, distances, 0).sum(0)
-    best = cost.new_zeros(classes.count).scatter_reduce(0, classes.of, cost, "amin", include_self=False)
+    best = cost.new_zeros(classes.number).scatter_reduce(0, classes.of, cost, "amin", include_self=False)
     n = len(cost)
     place = torch.where(cost == best[classes.of], torch.arange(n, device=cost.device), n)
-    return place.new_full((classes.count,), n).scatter_reduce(0, classes.of, place, "amin")
+    return place.new_full((classes.number,), n).scatter_reduce(0, classes.of, place, "amin")

@@ -44,7 +44,7 @@ def greedy_medoids(distances: Tensor, classes: Classes, gamma: float, k: int | N
         k: how many medoids; None: as many as classes.
     """
     n = len(distances)
-    k = classes.count if k is None else k
+    k = classes.number if k is None else k
     distance = distances.new_full((n,), torch.inf)  # to the nearest medoid so far
     cluster: Tensor | None = None
     taken = torch.zeros(n, dtype=torch.bool, device=distances.device)

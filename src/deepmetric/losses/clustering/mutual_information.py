@@ -14,8 +14,8 @@ Normalizer = Literal["arithmetic", "geometric"]
 class Classes(NamedTuple):
     """The classes that clusterings are compared with."""
 
-    of: Tensor  # [n] int64, 0 ... count - 1
-    count: int
+    of: Tensor  # [n] int64, 0 ... number - 1
+    number: int
     entropy: Tensor  # scalar, nats
     dtype: torch.dtype
     normalizer: Normalizer
@@ -34,14 +34,14 @@ def nmi_with_added(classes: Classes, cluster: Tensor | None, moved: Tensor) -> T
     """
     n = moved.shape[1]
     gone = moved.to(classes.dtype)
-    fresh = gone @ one_hot(classes.of, classes.count).to(classes.dtype)  # [c, classes]
+    fresh = gone @ one_hot(classes.of, classes.number).to(classes.dtype)  # [c, classes]
     joint, sizes = [fresh], [fresh.sum(1, keepdim=True)]
     if cluster is not None:
         # The cells of the contingency table that have items: a pair of cluster and class each.
-        cell, cell_of = (cluster * classes.count + classes.of).unique(return_inverse=True)
+        cell, cell_of = (cluster * classes.number + classes.of).unique(return_inverse=True)
         in_cell = one_hot(cell_of, len(cell)).to(classes.dtype)  # [n, cells]
         joint.append(in_cell.sum(0) - gone @ in_cell)
-        in_cluster = one_hot((cell // classes.count).unique(return_inverse=True)[1]).to(classes.dtype)
+        in_cluster = one_hot((cell // classes.number).unique(return_inverse=True)[1]).to(classes.dtype)
         sizes.append(joint[1] @ in_cluster)
     cluster_entropy, joint_entropy = _entropy(torch.cat(sizes, 1), n), _entropy(torch.cat(joint, 1), n)
     return _normalised(classes.entropy, cluster_entropy, joint_entropy, classes.normalizer)
