@@ -51,7 +51,10 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Plan:
-    """A benchmark. ``settings`` hold for all systems unless a system's own recipe or settings name the same key."""
+    """A benchmark. ``settings`` hold for all systems unless a system's own recipe or settings name the same key.
+
+    One fold is no cross-validation: all training classes train, and the last model is the one that is tested.
+    """
 
     data: tuple[Entry, ...]
     systems: tuple[Entry, ...]
@@ -92,8 +95,8 @@ def read_plan(file: str | Path, roots: dict[str, str] | None = None) -> Plan:
             )
         next(entry for entry in data if entry.name == name).settings["data.root"] = root
     folds, seeds = content.get("folds", 4), content.get("seeds", [0])
-    if not isinstance(folds, int) or folds < 2:
-        raise InputError(f"`folds` of {path} is {folds!r}; expected a whole number from 2.")
+    if not isinstance(folds, int) or folds < 1:
+        raise InputError(f"`folds` of {path} is {folds!r}; expected a whole number from 1.")
     if not isinstance(seeds, list) or not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
         raise InputError(f"`seeds` of {path} is {seeds!r}; expected a list of whole numbers from 0.")
     if len(set(seeds)) < len(seeds):

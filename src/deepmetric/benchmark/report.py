@@ -62,14 +62,17 @@ def _opening(results: Results) -> str:
     plan = results.plan
     seeds = len(plan["seeds"])
     description = f"{plan['description'].strip()}\n\n" if plan["description"] else ""
+    if plan["folds"] > 1:
+        protocol = f"""Protocol of "A Metric Learning Reality Check" (Musgrave et al., ECCV 2020): the training classes
+are cut into {plan["folds"]} class-disjoint parts; for each, a model is trained on the others, the checkpoint with the
+best MAP@R on the part is kept, and is tested on classes that no fold contains."""
+    else:
+        protocol = "Each model is trained on all training classes, and the last one is tested on classes that it never saw."
     text = f"""# {len(plan["systems"])} systems under one protocol
 
 <!-- Written by `deepmetric benchmark --report`; change the benchmark, not this page. -->
 
-{description}Protocol of "A Metric Learning Reality Check" (Musgrave et al., ECCV 2020): the training classes are cut
-into {plan["folds"]} class-disjoint parts; for each, a model is trained on the others, the checkpoint with the best
-MAP@R on the part is kept, and is tested on classes that no fold contains. {_many(seeds, "seed")}, so
-{_many(plan["folds"] * seeds, "model")} a system and data set. Trunk, batches, augmentation and number of steps are the
+{description}{protocol} {_many(seeds, "seed")}, so {_many(plan["folds"] * seeds, "model")} a system and data set. Trunk, batches, augmentation and number of steps are the
 same for all systems unless listed under *Changes to the recipes* or set in a system's own recipe."""
     return text if not results.missing else f"{text}\n\n**Not complete.** {progress(results)}"
 
@@ -132,6 +135,13 @@ def _change(key: str, before: Any, after: Any) -> str:
 
 def _how_to_read(plan: dict[str, Any]) -> str:
     folds, seeds = plan["folds"], len(plan["seeds"])
+    if folds == 1:
+        return f"""## How to read the intervals and stars
+
+- The interval is Student's, over {_many(seeds, "model")}. It holds the chance of seeds, not that of the classes.
+- *Stars*: two systems are compared seed by seed (the same initial weights and batches where the model is the same) by a
+  paired t-test, p adjusted by Holm over all pairs of the table; with few seeds it finds only large differences.
+- A difference without a star is not shown to be none."""
     return f"""## How to read the intervals and stars
 
 - *Each model alone*: the interval is Student's, over the {folds * seeds} models. It holds the chance of seeds and of
@@ -185,11 +195,11 @@ def _records(results: Results) -> dict[str, str]:
 
 
 def _cell_record(result: dict[str, Any]) -> dict[str, Any]:
+    best = result["validation"]
     return {
         **result["cell"],
         **{metric: result["test"][metric] for metric in METRICS},
-        "validation map@r": result["validation"]["map@r"],
-        "best step": result["validation"]["step"],
+        **({"validation map@r": best["map@r"], "best step": best["step"]} if best else {}),
         "steps": result["steps"],
         **{f"seconds {what}": seconds for what, seconds in result["seconds"].items()},
     }

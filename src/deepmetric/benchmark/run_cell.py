@@ -1,4 +1,4 @@
-"""One cell: train on a fold, keep the model that is best on its validation classes, test it."""
+"""One cell: train on a fold, keep the model that is best on its validation classes (the last without), test it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Trained:
 
     run: Run
     recipe: Recipe
-    best: dict[str, Any]  # the evaluation on the validation classes that was best
+    best: dict[str, Any] | None  # the best evaluation on the validation classes; None: nothing validated
     steps: int
 
 
@@ -59,7 +59,7 @@ def train_fold(
         trainer.on_evaluation = None if watch is None else lambda scores: watch(trainer, scores)
         trainer.train(resume=resume)
     scores = [line for line in run.metrics() if line.get("split") == "val"]
-    best = max(scores, key=lambda line: line["map@r"])
+    best = max(scores, key=lambda line: line["map@r"], default=None)
     return Trained(run, recipe, best, trainer.step)
 
 

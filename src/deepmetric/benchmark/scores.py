@@ -89,7 +89,7 @@ def _scores(out: Path, plan: dict[str, Any], finished: dict[Cell, dict[str, Any]
     for cell, result in finished.items():
         if cell.data == name:
             scores.separated.setdefault(cell.system, {})[cell.seed, cell.fold] = result["test"]
-    for system in scores.separated:
+    for system in scores.separated if plan["folds"] > 1 else ():
         for seed in plan["seeds"]:
             folds = [Cell(seed, fold, name, system) for fold in range(plan["folds"])]
             if all(cell in finished for cell in folds):

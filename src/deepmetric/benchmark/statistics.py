@@ -28,7 +28,7 @@ def corrected_paired_t(differences: Sequence[float], folds: int) -> float:
 
     The models of different folds share most of their training classes, so their scores are no independent sample and
     the usual paired t-test finds too much. The variance of the mean is taken as (1/n + 1/(folds - 1)) s² in place of
-    s²/n, with n - 1 degrees of freedom.
+    s²/n, with n - 1 degrees of freedom. One fold is the usual paired t-test over seeds.
 
     Source: Nadeau and Bengio, "Inference for the Generalization Error" (Machine Learning 52, 2003), equation 9, with
     the ratio of validation to training classes; repeated cross-validation: Bouckaert and Frank (PAKDD 2004).
@@ -41,7 +41,8 @@ def corrected_paired_t(differences: Sequence[float], folds: int) -> float:
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 2:
         return math.nan
-    spread = math.sqrt((1 / len(d) + 1 / (folds - 1)) * d.var(ddof=1))
+    shared = 1 / (folds - 1) if folds > 1 else 0.0  # models that differ by their seed alone share nothing by chance
+    spread = math.sqrt((1 / len(d) + shared) * d.var(ddof=1))
     if spread == 0:
         return 1.0 if d.mean() == 0 else 0.0
     return float(2 * t.sf(abs(d.mean()) / spread, len(d) - 1))

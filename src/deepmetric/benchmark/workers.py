@@ -50,11 +50,12 @@ def work(
                     _say(out, cells, f"{cell} FAILED: {reason.strip().splitlines()[-1]}")
                     continue
             test, best = result["test"], result["validation"]
+            validated = f"validation {best['map@r']:.4f} at step {best['step']}" if best else "not validated"
             _say(
                 out,
                 cells,
                 f"{cell}: P@1 {test['precision@1']:.4f}, R-precision {test['r_precision']:.4f}, MAP@R "
-                f"{test['map@r']:.4f} (validation {best['map@r']:.4f} at step {best['step']}), "
+                f"{test['map@r']:.4f} ({validated}), "
                 f"{time.perf_counter() - began:.0f} s",
             )
         if not took:

@@ -24,16 +24,16 @@ class FoldDataset(Dataset):
     Args:
         data: gives the items, all splits.
         fold: which part validates, from 0.
-        folds: number of parts, at least 2.
+        folds: number of parts; 1: no cross-validation, all training classes train and none validates.
 
     Raises:
         InputError: no such fold, fewer training classes than folds, or a class that is trained and tested on.
     """
 
     def __init__(self, data: Callable[[], Dataset], fold: int, folds: int = 4) -> None:
-        if folds < 2 or not 0 <= fold < folds:
+        if folds < 1 or not 0 <= fold < folds:
             raise InputError(
-                f"FoldDataset: fold={fold} of folds={folds}; expected folds >= 2, 0 <= fold < folds"
+                f"FoldDataset: fold={fold} of folds={folds}; expected folds >= 1, 0 <= fold < folds"
             )
         source = data()
         tested = source.splits == "test"
@@ -51,7 +51,8 @@ class FoldDataset(Dataset):
             )
         start, stop = (part * len(classes) // folds for part in (fold, fold + 1))
         splits = np.full(len(source), "train", dtype="<U5")
-        splits[np.isin(source.labels, classes[start:stop])] = "val"
+        if folds > 1:
+            splits[np.isin(source.labels, classes[start:stop])] = "val"
         splits[tested] = "test"
         super().__init__(
             source.ids,
