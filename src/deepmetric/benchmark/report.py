@@ -67,12 +67,13 @@ def _opening(results: Results) -> str:
 are cut into {plan["folds"]} class-disjoint parts; for each, a model is trained on the others, the checkpoint with the
 best MAP@R on the part is kept, and is tested on classes that no fold contains."""
     else:
-        protocol = "Each model is trained on all training classes, and the last one is tested on classes that it never saw."
+        protocol = "Trained on all training classes, the last model is tested on classes that it never saw."
     text = f"""# {len(plan["systems"])} systems under one protocol
 
 <!-- Written by `deepmetric benchmark --report`; change the benchmark, not this page. -->
 
-{description}{protocol} {_many(seeds, "seed")}, so {_many(plan["folds"] * seeds, "model")} a system and data set. Trunk, batches, augmentation and number of steps are the
+{description}{protocol} {_many(seeds, "seed")}, so
+{_many(plan["folds"] * seeds, "model")} a system and data set. Trunk, batches, augmentation and number of steps are the
 same for all systems unless listed under *Changes to the recipes* or set in a system's own recipe."""
     return text if not results.missing else f"{text}\n\n**Not complete.** {progress(results)}"
 

@@ -41,7 +41,9 @@ def corrected_paired_t(differences: Sequence[float], folds: int) -> float:
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 2:
         return math.nan
-    shared = 1 / (folds - 1) if folds > 1 else 0.0  # models that differ by their seed alone share nothing by chance
+    shared = (
+        1 / (folds - 1) if folds > 1 else 0.0
+    )  # models that differ by their seed alone share nothing by chance
     spread = math.sqrt((1 / len(d) + shared) * d.var(ddof=1))
     if spread == 0:
         return 1.0 if d.mean() == 0 else 0.0

@@ -29,7 +29,7 @@ class SphereFaceLoss(SoftmaxLoss):
         scale: factor of all logits. 1 counts on norms that the network learns: its embedding must not be normalised.
         annealing: begin with the plain softmax, as the authors do because ψ alone hardly starts to learn: ψ(θ) becomes
             (λ cos θ + ψ(θ)) / (1 + λ), with λ = max(5, 1000 / (1 + 0.12 t)) at training step t, which ``state_dict``
-            holds (``steps``). (Values of the authors' published training file.)
+            holds (``steps``). (Values commonly given for the authors' training file, which was not at hand to check.)
         label_smoothing: see :class:`~deepmetric.losses.proxies.softmax.SoftmaxLoss`.
 
     Weights begin with Glorot's uniform distribution. With one class the loss is 0. Range [0, ∞).
