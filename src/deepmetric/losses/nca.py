@@ -101,13 +101,16 @@ class NCALoss(PairLoss):
 
 def _nearest(pairs: Comparison, scale: float, k: int) -> tuple[Tensor, Tensor]:
     """Log-sum-exps [N] of scale * v of the positives and of the negatives among the k largest; -inf over
-    nothing. Where no positive is among the k, the nearest joins them."""
+    nothing. Where no positive is among the k, the nearest joins them. What ties with the k-th but for rounding, as copies
+    of one item do, counts too."""
     listed = pairs.positive_list
     positive = listed.padded(scale * listed.values, -torch.inf)  # [N, K]
     negative, found = pairs.chosen(pairs.negatives.topk(k, scale))
     negative = torch.where(found, scale * negative, -torch.inf)  # [N, k]
     every = torch.cat([positive, negative], 1).detach()
     last = every.topk(min(k, every.shape[1]), 1).values[:, -1:]
+    rounding = 16 * torch.finfo(every.dtype).eps * abs(scale)
+    last = last - rounding * pairs.anchors.detach().square().sum(1, keepdim=True)
     last_positive = torch.minimum(last, positive.detach().amax(1, keepdim=True))
     return (
         _logsumexp(torch.where(positive >= last_positive, positive, -torch.inf)),
