@@ -73,6 +73,25 @@ def test_numbers_by_hand_then_killed_and_shared_gives_the_same(plan_file: Path, 
     assert written(broken) == written(whole)
 
 
+def test_one_fold_trains_on_all_classes_and_tests_the_last_model(plan_file: Path, tmp_path: Path):
+    file = tmp_path / "one.yaml"
+    file.write_text(plan_file.read_text().replace("folds: 2", "folds: 1"))
+    assert run_benchmark(read_plan(file), tmp_path / "out") == []
+    results = write_report(tmp_path / "out")
+    cell = results.cells[0]
+    run = load_run(cell.folder(tmp_path / "out"))
+    data = run.dataset()
+    assert "val" not in data.splits
+    assert results.finished[cell]["validation"] is None
+    test = data.split("test")
+    scores = retrieval_metrics(run.model().embed(test), test.labels)
+    assert results.finished[cell]["test"]["map@r"] == pytest.approx(scores["map@r"], abs=1e-6)
+    assert results.data["gratings"].concatenated == {}
+    page = (tmp_path / "out" / "report" / "report.md").read_text()
+    assert "side by side" not in page
+    assert "Trained on all training classes" in page
+
+
 def _check_numbers(out: Path) -> None:
     results = read_results(out)
     assert len(results.finished) == 8
@@ -179,7 +198,7 @@ def test_a_claim_is_one_process_s_and_ends_with_it(tmp_path: Path):
         ("- triplet_semihard", "- triplet_semihart", "Did you mean 'systems/triplet_semihard'"),
         ("set: {{", "sett: {{", "has no key 'sett'.*Did you mean 'set'"),
         ("loss.epsilon: null", "loss.epsilonn: null", "ms on gratings: .*Did you mean"),
-        ("folds: 2", "folds: 1", "`folds`"),
+        ("folds: 2", "folds: 0", "`folds`"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "names a seed twice"),
         ("name: ms", "name: triplet_semihard", "twice"),
         ("pruner: none", "pruner: mediam", "Did you mean 'median'"),

@@ -34,9 +34,11 @@ def test_one_value_has_no_interval():
 
 
 def test_corrected_t_without_shared_classes_is_the_paired_t_test():
-    """With endlessly many folds nothing is left of the correction."""
+    """With endlessly many folds nothing is left of the correction, and with one there is nothing to correct."""
     a, b = np.random.default_rng(0).normal(size=(2, 9))
-    assert corrected_paired_t((a - b).tolist(), folds=10**9) == pytest.approx(stats.ttest_rel(a, b).pvalue)
+    for folds in (10**9, 1):
+        p = corrected_paired_t((a - b).tolist(), folds=folds)
+        assert p == pytest.approx(stats.ttest_rel(a, b).pvalue)
 
 
 def test_corrected_t_by_hand():

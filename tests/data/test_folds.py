@@ -42,6 +42,12 @@ def test_every_training_class_validates_in_one_fold_and_trains_in_the_others(fol
     assert validated == sorted(trained)
 
 
+def test_one_fold_trains_on_all_training_classes():
+    whole = dataset([0, 0, 1, 2, 3, 3], ["train", "train", "val", "train", "test", "test"])
+    data = FoldDataset(lambda: whole, 0, folds=1)
+    assert data.splits.tolist() == ["train"] * 4 + ["test"] * 2
+
+
 def test_as_in_the_paper_for_cub():
     """CUB's validation classes, in the paper's code: 0-24, 25-49, 50-74, 75-99 (the last is its fold 0)."""
     whole = dataset(list(range(200)), ["train"] * 100 + ["test"] * 100)
@@ -64,7 +70,7 @@ def test_items_are_those_of_the_source(image_folder: Path):
         ([0, 1, 2], ["train", "train", "test"], 0, 3, "2 training classes cannot be cut into 3"),
         ([0, 1, 1, 2], ["train", "train", "test", "train"], 0, 2, "class 1"),
         ([0, 1, 2], ["train", "train", "test"], 2, 2, "fold=2"),
-        ([0, 1, 2], ["train", "train", "test"], 0, 1, "folds=1"),
+        ([0, 1, 2], ["train", "train", "test"], 0, 0, "folds=0"),
     ],
 )
 def test_refused(labels, splits, fold, folds, said):

@@ -101,8 +101,8 @@ class NCALoss(PairLoss):
 
 def _nearest(pairs: Comparison, scale: float, k: int) -> tuple[Tensor, Tensor]:
     """Log-sum-exps [N] of scale * v of the positives and of the negatives among the k largest; -inf over
-    nothing. Where no positive is among the k, the nearest joins them. What ties with the k-th but for rounding, as copies
-    of one item do, counts too."""
+    nothing. Where no positive is among the k, the nearest joins them. What ties with the k-th but for rounding, as
+    copies of one item do, counts too."""
     listed = pairs.positive_list
     positive = listed.padded(scale * listed.values, -torch.inf)  # [N, K]
     negative, found = pairs.chosen(pairs.negatives.topk(k, scale))
