@@ -169,6 +169,15 @@ def test_names_of_classes_do_not_matter(loss, random_batch):
     torch.testing.assert_close(loss(rows, labels.to(torch.int16)), loss(rows, labels))
 
 
+def test_two_classes_may_be_booleans(loss, random_batch):
+    rows, labels = random_batch(7)
+    two = labels > labels.min()
+    refs, ref_labels = random_batch(8, n=8)
+    others = ref_labels > ref_labels.min()
+    torch.testing.assert_close(loss(rows, two), loss(rows, two.long()))
+    torch.testing.assert_close(loss(rows, two, refs, others), loss(rows, two.long(), refs, others.long()))
+
+
 def test_rotation_of_the_space_does_not_matter(loss, random_batch):
     rows, labels = random_batch(8, copies=2)
     rotation, _ = torch.linalg.qr(random_batch(9, n=4)[0])

@@ -162,6 +162,7 @@ def test_given_triplets():
         (lambda: MarginLoss(reduction="mean"), "one of pairs, triplets"),
         (lambda: MarginLoss(beta=[1.0, 1.2], num_classes=3), "with 2 boundaries"),
         (lambda: MarginLoss(num_classes=0), "above 0"),
+        (lambda: MarginLoss(beta=[]), "an empty list"),
         (lambda: MarginLoss(cutoff=0), "between 0 and 2"),
         (lambda: MarginLoss(nu=-1), "at least 0"),
         (

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses import ContrastiveLoss, CrossBatchMemory, MultiSimilarityLoss, TripletLoss
+from deepmetric.losses import ContrastiveLoss, CosFaceLoss, CrossBatchMemory, MultiSimilarityLoss, TripletLoss
 
 LOSSES = [ContrastiveLoss(), TripletLoss(0.5, "all"), MultiSimilarityLoss(epsilon=0.3)]
 
@@ -240,6 +240,10 @@ def test_masks_of_all_and_of_none():
         (
             lambda m: CrossBatchMemory(m.loss, dim=3, size=4, dtype="float8"),
             "expected float32, float16 or bfloat16",
+        ),
+        (
+            lambda m: CrossBatchMemory(CosFaceLoss(3, 3), dim=3, size=4)(torch.randn(4, 3), torch.arange(4)),
+            "CosFaceLoss takes none.*Leave the memory out",
         ),
     ],
 )

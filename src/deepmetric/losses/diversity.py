@@ -23,9 +23,9 @@ class ActivationDiversity(nn.Module):
 
     Opitz et al., "BIER", ICCV 2017, section 3.4 (as in the authors' code): with f_i the outputs of group i::
 
-        Σ_{i<j} mean over items, k and l of (f_i[k] f_j[l])²  +  norm_weight · mean over units of (‖w‖² - 1)²
+        Σ_{i<j} mean over items, k and l of (f_i[k] f_j[l])²  +  norm_weight · Σ_i mean over units of (‖w‖² - 1)²
 
-    where w are the incoming weights of a unit; without the second term w = 0 would be the best.
+    where w are the incoming weights of a unit of group i; without the second term w = 0 would be the best.
 
     Args:
         groups: widths of the groups, in the order of the units.

@@ -55,8 +55,7 @@ def checked_batch(
     and references stay where they are.
 
     Raises:
-        InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers,
-        references
+        InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers, references
             without labels or of another width or device, a ``self_index`` of another length or out of range.
     """
     _check_rows("embeddings", embeddings)
@@ -67,7 +66,7 @@ def checked_batch(
             given = "ref_labels" if ref_labels is not None else "self_index"
             raise InputError(f"`{given}` was given without `ref_emb`. Give `ref_emb` too, or leave both out.")
         anchors = embeddings.to(_at_least_float32(embeddings.dtype))
-        labels = labels.to(embeddings.device)
+        labels = _placed(labels, embeddings.device)
         if processes is not None:
             anchors, labels = processes.gather(anchors), processes.gather(labels)
             n = len(anchors)
@@ -95,9 +94,8 @@ def checked_batch(
     if self_index is not None:
         _check_self_index(self_index, n, sum(counts))
         self_index = self_index.to(device, torch.int64)
-    batch = Batch(
-        embeddings.to(dtype), labels.to(device), ref_emb, ref_labels.to(device), self_index, processes
-    )
+    labels, ref_labels = _placed(labels, device), _placed(ref_labels, device)
+    batch = Batch(embeddings.to(dtype), labels, ref_emb, ref_labels, self_index, processes)
     return batch if processes is None else _with_all_anchors(batch, processes, sum(counts[: processes.rank]))
 
 
@@ -109,6 +107,11 @@ def _with_all_anchors(batch: Batch, processes: Processes, start: int) -> Batch:
         own = torch.where((own >= 0) & (own < len(batch.refs)), own, -1)
     anchors, labels = processes.gather(batch.anchors), processes.gather(batch.labels)
     return batch._replace(anchors=anchors, labels=labels, own=own)
+
+
+def _placed(labels: Tensor, device: torch.device) -> Tensor:
+    """Labels on the device. Two classes may come as booleans, which torch neither searches nor counts."""
+    return labels.to(device, torch.uint8 if labels.dtype == torch.bool else labels.dtype)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -84,6 +84,10 @@ class MarginLoss(PairLoss):
         super().__init__()
         check_choice("MarginLoss", "sampling", sampling, Sampling)
         check_choice("MarginLoss", "reduction", reduction, Reduction)
+        if beta == []:
+            raise InputError(
+                "`beta` of MarginLoss is an empty list; expected a boundary, or one for each class."
+            )
         each = beta if isinstance(beta, list) else [beta] * (num_classes or 0)
         if num_classes is not None and (num_classes < 1 or len(each) != num_classes):
             raise InputError(
@@ -100,7 +104,7 @@ class MarginLoss(PairLoss):
         self.nu = nu
         self.sampling = sampling
         self.cutoff = cutoff
-        furthest = max(beta, default=0.0) if isinstance(beta, list) else beta
+        furthest = max(beta) if isinstance(beta, list) else beta
         self.upper_cutoff = furthest + margin if upper_cutoff is None else upper_cutoff
         self.reduction = reduction
         self.seed = seed
@@ -113,7 +117,6 @@ class MarginLoss(PairLoss):
             assert not isinstance(beta, list)
             self.beta = float(beta)
         self.register_buffer("draws", torch.tensor(0))
-
         self.per_class = per_class
 
     def set_classes(self, num_classes: int, dim: int) -> None:

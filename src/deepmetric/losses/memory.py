@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, signature
 from typing import Any, Literal
 
 import torch
@@ -34,7 +35,8 @@ class CrossBatchMemory(nn.Module):
         dtype: precision of the store. Half precision halves the memory; the loss is computed in float32
             either way, of rows converted tile by tile.
 
-    The losses of this package read the memory in tiles: no copy of it and no [N, size] matrix is made.
+    The losses of this package read the memory in tiles: no copy of it and no [N, size] matrix is made. (Not so the
+    ranking losses, HDC, BIER and the hierarchical triplet loss; class and clustering losses take no memory.)
 
     In ``eval()`` mode the memory is read but nothing is written or counted.
 
@@ -91,6 +93,7 @@ class CrossBatchMemory(nn.Module):
         self.register_buffer("cursor", torch.tensor(0))
         self.register_buffer("filled", torch.tensor(0))
         self.register_buffer("step", torch.tensor(0))
+        self._usable = _takes_references(loss)
         # The graph that still needs the buffer as it is now; see `_enqueue`.
         self._reader: object | None = None
         self._processes: Processes | None = None
@@ -151,8 +154,8 @@ class CrossBatchMemory(nn.Module):
                 two encoders, as in MoCo: the keys are stored, the queries learn.) None: every row is both.
 
         Raises:
-            InputError: as of the wrapped loss; embeddings of another width or on another device than the
-            memory.
+            InputError: as of the wrapped loss, or one that takes no references; embeddings of another width or on
+            another device than the memory.
         """
         self._check(embeddings, labels, enqueue_mask)
         anchors, anchor_labels = embeddings, labels
@@ -229,6 +232,12 @@ class CrossBatchMemory(nn.Module):
         loss.register_hook(done)
 
     def _check(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None) -> None:
+        if not self._usable:
+            raise InputError(
+                f"CrossBatchMemory holds references, and {type(self.loss).__name__} takes none: its forward has no "
+                "`ref_emb`, `ref_labels` and `self_index`. Leave the memory out, or take a loss with the interface of "
+                "deepmetric.losses.PairLoss."
+            )
         checked_batch(embeddings, labels)
         if embeddings.shape[1] != self.dim:
             raise InputError(
@@ -253,3 +262,10 @@ class CrossBatchMemory(nn.Module):
             f"dim={self.dim}, size={self.size}, warmup_steps={self.warmup_steps}, "
             f"batch_weight={self.batch_weight}, memory_weight={self.memory_weight}"
         )
+
+
+def _takes_references(loss: nn.Module) -> bool:
+    taken = signature(loss.forward).parameters
+    return {"ref_emb", "ref_labels", "self_index"} <= set(taken) or any(
+        parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values()
+    )

@@ -32,19 +32,18 @@ def nearest(distances: Tensor, medoids: Tensor) -> Clustering:
     return Clustering(medoids, cluster)
 
 
-def greedy_medoids(distances: Tensor, classes: Classes, gamma: float, k: int | None = None) -> Clustering:
-    """Medoids added one after another, each the one that raises F + γ (1 - NMI) most (Song et al. 2017, algorithm 1).
+def greedy_medoids(distances: Tensor, classes: Classes, gamma: float) -> Clustering:
+    """Medoids added one after another, each the one that raises F + γ (1 - NMI) most (Song et al. 2017, algorithm 1),
+    as many as there are classes.
 
-    Without γ this is within 1 - 1/e of the best set, in what F gains over the first medoid's reference point.
+    Without γ, what F gains over all items at the largest distance is at least 1 - 1/e of what the best set gains.
 
     Args:
-        distances: [n, n], without gradient.
+        distances: [n, n], without gradient; n at least 1.
         classes: of the items.
         gamma: γ, at least 0.
-        k: how many medoids; None: as many as classes.
     """
-    n = len(distances)
-    k = classes.number if k is None else k
+    n, k = len(distances), classes.number
     distance = distances.new_full((n,), torch.inf)  # to the nearest medoid so far
     cluster: Tensor | None = None
     taken = torch.zeros(n, dtype=torch.bool, device=distances.device)

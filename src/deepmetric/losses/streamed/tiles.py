@@ -18,8 +18,6 @@ LOG2E = math.log2(math.e)  # exp2 takes a third of the time of exp, and does not
 class Hide(Protocol):
     """Puts a value, 0 or +-BIG, at the hidden pairs of a tile."""
 
-    many: bool  # whether so many that slow arithmetic on their values would be felt
-
     def __call__(self, tile: Tensor, value: float) -> None: ...
 
 
@@ -63,8 +61,6 @@ class HiddenClasses:
 
 
 class _HidePairs:
-    many = False
-
     def __init__(self, flat: Tensor) -> None:
         self.flat = flat
 
@@ -74,8 +70,6 @@ class _HidePairs:
 
 
 class _HideClasses:
-    many = True
-
     def __init__(self, same: Tensor, also: Hide | None) -> None:
         self.same, self.also = same, also
 
