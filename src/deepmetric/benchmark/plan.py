@@ -132,6 +132,8 @@ def _tuning(content: dict[str, Any], path: Path) -> Tuning:
     tuning = Tuning(**given)
     if not isinstance(tuning.trials, int) or tuning.trials < 1:
         raise InputError(f"`tune.trials` of {path} is {tuning.trials!r}; expected a whole number from 1.")
+    if not isinstance(tuning.seed, int) or tuning.seed < 0:
+        raise InputError(f"`tune.seed` of {path} is {tuning.seed!r}; expected a whole number from 0.")
     pruners = ("median", "hyperband", "none")
     if tuning.pruner not in pruners:
         raise InputError(
@@ -165,6 +167,10 @@ def _entry(given: Any, kind: str, path: Path) -> Entry:
     if recipes is None:
         raise InputError(f"an entry of `{kind}` in {path} has neither `recipe` nor `name`: {given}.")
     recipes = [recipes] if isinstance(recipes, str) else recipes
+    if not isinstance(recipes, list) or not all(isinstance(one, str) for one in recipes):
+        raise InputError(
+            f"`recipe` of an entry of `{kind}` in {path} is {recipes!r}; expected a name or a list of names."
+        )
     name = str(name or "+".join(Path(recipe).stem for recipe in recipes))
     return Entry(
         name,

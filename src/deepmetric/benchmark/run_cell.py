@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from filelock import FileLock
 
 from deepmetric.atomic import write_atomically
 from deepmetric.benchmark.cells import Cell, write_arrays, write_text
@@ -120,14 +121,6 @@ def keep_test_items(test: Dataset, name: str, out: Path) -> str:
     file = out / "data" / f"{name}.npz"
     digest = sha256("\n".join([*test.ids, *map(str, test.labels.tolist())]).encode("utf8", "surrogateescape"))
     digest = digest.hexdigest()[:16]
-    if file.is_file():
-        with np.load(file) as kept:
-            if str(kept["digest"]) != digest:
-                raise InputError(
-                    f"the test items of {name} are others than when this benchmark began ({file}). Use the same data, "
-                    "or another --out."
-                )
-        return digest
     arrays = {
         "ids": np.array(test.ids),
         "labels": test.labels,
@@ -135,7 +128,17 @@ def keep_test_items(test: Dataset, name: str, out: Path) -> str:
         "is_gallery": test.is_gallery,
         "digest": np.array(digest),
     }
-    write_arrays(file, arrays)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    # Two workers may end their first cells at the same time.
+    with FileLock(file.with_suffix(".lock")):
+        if not file.is_file():
+            write_arrays(file, arrays)
+    with np.load(file) as kept:
+        if str(kept["digest"]) != digest:
+            raise InputError(
+                f"the test items of {name} are others than when this benchmark began ({file}). Use the same data, "
+                "or another --out."
+            )
     return digest
 
 

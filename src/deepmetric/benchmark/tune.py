@@ -70,13 +70,18 @@ def tune(
         the studies, each with its best values in ``folder.with_suffix(".yaml")``.
 
     Raises:
-        InputError: no system has a search, a key that the recipe does not take, a range that is none, a study begun
-            with other settings, Optuna missing.
+        InputError: one fold, which has no validation classes; no system has a search, a key that the recipe does not
+            take, a range that is none, a study begun with other settings, Optuna missing.
     """
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise InputError("`deepmetric tune` needs Optuna: pip install 'deepmetric[tune]'.") from error
+    if plan.folds < 2:
+        raise InputError(
+            "one fold has no validation classes to tune on: set `folds` to 2 or more. (The values found may be used "
+            "in a benchmark of one fold.)"
+        )
     jobs = [
         Job(plan, one, system, out / one.name / system.name)
         for one in plan.data
@@ -92,7 +97,8 @@ def tune(
         _begin(job)
     in_processes(workers, _work, jobs)
     for job in jobs:
-        _write_best(job, _study(job))
+        with FileLock(job.folder / "study.lock"):
+            _write_best(job, _study(job))
     return jobs
 
 

@@ -1,0 +1,56 @@
+"""What workers share, and what a plan must not ask for."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+
+from deepmetric.benchmark.plan import read_plan
+from deepmetric.benchmark.run_cell import keep_test_items
+from deepmetric.benchmark.tune import tune
+from deepmetric.data import Dataset
+from deepmetric.errors import InputError
+
+
+def items(number: int) -> Dataset:
+    labels = np.arange(number) % 5
+    return Dataset([f"item {i}" for i in range(number)], labels, list("abcde"), np.full(number, "test"))
+
+
+def test_workers_that_end_together_keep_one_list_of_test_items(tmp_path: Path):
+    data, workers = items(20_000), 4
+    for k in range(5):
+        barrier = Barrier(workers)
+
+        def keep(_: int, out: Path = tmp_path / str(k), barrier: Barrier = barrier) -> str:
+            barrier.wait()
+            return keep_test_items(data, "items", out)
+
+        with ThreadPoolExecutor(workers) as pool:
+            assert len(set(pool.map(keep, range(workers)))) == 1
+    with pytest.raises(InputError, match="are others than when this benchmark began"):
+        keep_test_items(items(10), "items", tmp_path / "0")
+
+
+def test_one_fold_cannot_be_tuned(plan_file: Path, tmp_path: Path):
+    pytest.importorskip("optuna")
+    with pytest.raises(InputError, match="one fold has no validation classes"):
+        tune(replace(read_plan(plan_file), folds=1), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("recipe: multi_similarity", "recipe: 3", "is 3; expected a name or a list"),
+        ("pruner: none", "pruner: none, seed: ten", "`tune.seed` of .* is 'ten'"),
+    ],
+)
+def test_wrong_types_in_a_plan_are_named(plan_file: Path, old: str, new: str, said: str):
+    plan_file.write_text(plan_file.read_text().replace(old, new))
+    with pytest.raises(InputError, match=said):
+        read_plan(plan_file)
