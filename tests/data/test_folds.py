@@ -64,6 +64,12 @@ def test_items_are_those_of_the_source(image_folder: Path):
         assert data.ids[i] == source.ids[2 * i]
 
 
+def test_recall_is_measured_at_the_k_of_the_source():
+    whole = dataset([0, 1, 2], ["train", "train", "test"])
+    whole.ks = (1, 10, 100, 1000)
+    assert FoldDataset(lambda: whole, 0, folds=2).ks == (1, 10, 100, 1000)
+
+
 @pytest.mark.parametrize(
     ("labels", "splits", "fold", "folds", "said"),
     [

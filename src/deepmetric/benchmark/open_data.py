@@ -52,7 +52,7 @@ class Remembered(Dataset):
             is_gallery=data.is_gallery,
             categories=data.categories,
         )
-        self.skipped = data.skipped
+        self.skipped, self.ks = data.skipped, data.ks
         self._data = data
         self._kept: dict[int, Tensor] = {}
         self._left = [keep_bytes]  # in a list, because subsets and splits are copies of this and share it
