@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from deepmetric.data import Dataset, make_loader
 from deepmetric.errors import InputError
+from deepmetric.models.embed import evaluating
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -69,26 +70,6 @@ def _parts(
     preprocessing = getattr(model, "preprocessing", None)
     if preprocessing is not None:
         dataset = dataset.with_transform(preprocessing.transform())
-    with _evaluating(model, device) as target, torch.inference_mode():
+    with evaluating(model, device) as target, torch.inference_mode():
         for images, _, _ in make_loader(dataset, batch_size=batch_size, workers=workers):
             yield model(images.to(target)).float().cpu().numpy()
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters are; the CPU when it has none."""
-    return next(iter(model.parameters()), torch.empty(0)).device
-
-
-@contextmanager
-def _evaluating(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
-    home = device_of(model)
-    target = home if device is None else torch.device(device)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        model.to(target)
-        yield target
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        model.to(home)

@@ -10,9 +10,10 @@ from torch import nn
 
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
-from deepmetric.evaluation.embed import device_of, embed_dataset
+from deepmetric.evaluation.embed import embed_dataset
 from deepmetric.evaluation.metrics import RetrievalMetrics, retrieval_metrics
 from deepmetric.evaluation.postprocessing.chain import Chain
+from deepmetric.models.embed import device_of
 
 
 def evaluate_model(
@@ -73,6 +74,9 @@ def evaluate_embeddings(
         chain: post-processing between the embeddings and the ranking.
         options: ``ks``, ``similarity``, ``clustering``, ``bootstrap``, ``seed`` of :func:`retrieval_metrics`; ``ks``
             left out or None: those of the data set.
+
+    Raises:
+        InputError: what :func:`retrieval_metrics` raises, and the steps of ``chain``.
     """
     query, gallery = dataset.is_query, dataset.is_gallery
     if options.get("ks") is None:

@@ -35,7 +35,7 @@ def embed(
     images = Images(inputs)
     embeddings = np.empty((len(images), model.embedding_dim), dtype=np.float32)
     bar = tqdm(total=len(images), desc="embedding", unit="image", disable=not progress)
-    with bar, _evaluating(model, device) as target, torch.inference_mode():
+    with bar, evaluating(model, device) as target, torch.inference_mode():
         for start, batch in _batches(images, model.preprocessing.transform(), batch_size):
             rows = forward_in_parts(model, batch, target)
             embeddings[start : start + len(batch)] = rows.float().cpu().numpy()
@@ -80,10 +80,15 @@ def _batches(
                 yield (len(images) if start is None else start) - len(loaded), torch.stack(loaded)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU when it has none."""
+    return next(iter(model.parameters()), torch.empty(0)).device
+
+
 @contextmanager
-def _evaluating(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+def evaluating(model: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
     """``model`` in evaluation mode on ``device``; each module's mode and the device are put back."""
-    home = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    home = device_of(model)
     target = home if device is None else torch.device(device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
