@@ -4,7 +4,7 @@ import torch
 
 from deepmetric.errors import InputError
 from deepmetric.evaluation import embed_dataset
-from deepmetric.training import Run, Trainer, build_class_tree, class_means
+from deepmetric.training import HTL, Run, Trainer, build_class_tree, class_means
 from deepmetric.training.parse import parse_recipe
 
 RECIPE = """
@@ -79,3 +79,7 @@ def test_another_loss_is_refused(build):
         build("--memory=null", "--loss=deepmetric.losses.TripletLoss")
     with pytest.raises(InputError, match="refresh_every"):
         build("--procedure.refresh_every", "0")
+    with pytest.raises(InputError, match="`levels` of HTL must be at least 1"):
+        HTL(levels=0)
+    with pytest.raises(InputError, match=r"`linkage` of HTL.*Did you mean 'average'"):
+        HTL(linkage="averge")  # type: ignore[arg-type]

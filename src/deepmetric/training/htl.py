@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from deepmetric.data import AnchorNeighbourSampler
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses import ClassTree, HierarchicalTripletLoss
 from deepmetric.training.class_tree import Linkage, build_class_tree, class_means, nearest_classes
 from deepmetric.training.procedure import Procedure, embed_training_set, part_of_loss
@@ -32,7 +32,7 @@ class HTL(Procedure):
         batch_size: images embedded at a time.
 
     Raises:
-        InputError: in :meth:`setup`, when the loss is another one.
+        InputError: numbers out of range, an unknown linkage; in :meth:`setup`, when the loss is another one.
     """
 
     def __init__(
@@ -44,6 +44,9 @@ class HTL(Procedure):
     ) -> None:
         if refresh_every is not None and refresh_every < 1:
             raise InputError(f"`refresh_every` of HTL must be at least 1 or null, got {refresh_every}")
+        if levels < 1:
+            raise InputError(f"`levels` of HTL must be at least 1, got {levels}")
+        check_choice("HTL", "linkage", linkage, Linkage)
         self.levels = levels
         self.linkage: Linkage = linkage
         self.given_refresh, self.batch_size = refresh_every, batch_size

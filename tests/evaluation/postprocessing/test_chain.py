@@ -55,6 +55,7 @@ def test_whitening_needs_training_items() -> None:
         ("query_expansion(k=", "cannot be read"),
         ("whitening - views", "cannot be read"),
         ("query_expansion(query=3)", "takes alpha, k"),
+        ("whitening(dim=2) + whitening(dim=3)", "names a step twice"),
     ],
 )
 def test_what_cannot_be_read(text: str, said: str) -> None:

@@ -67,7 +67,8 @@ def parse_chain(text: str) -> Chain:
     """``name`` or ``name(key=value, ...)``, several joined by ``+``, done in the order of :data:`STEPS`.
 
     Raises:
-        InputError: text of another form, a name or an argument that is not known (with the nearest that is).
+        InputError: text of another form, a name or an argument that is not known (with the nearest that is), a step
+            named twice.
 
     >>> parse_chain("query_expansion(k=3) + whitening").steps
     {'whitening': {}, 'query_expansion': {'k': 3}}
@@ -78,12 +79,15 @@ def parse_chain(text: str) -> Chain:
         while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             calls.append(node.right)
             node = node.left
-        found = dict(_step(call) for call in [node, *reversed(calls)])
+        steps = [_step(call) for call in [node, *reversed(calls)]]
     except (SyntaxError, ValueError) as error:
         raise InputError(
             f"post-processing {text!r} cannot be read ({error}); expected for example whitening or "
             "'database_augmentation(k=3) + query_expansion(k=5, alpha=3)'."
         ) from error
+    found = dict(steps)
+    if len(found) < len(steps):
+        raise InputError(f"post-processing {text!r} names a step twice; expected each once.")
     return Chain({name: found[name] for name in STEPS if name in found})
 
 
