@@ -128,7 +128,9 @@ def run(args: Namespace) -> int:
     else:
         if items.name is not None:
             print(f"{items.name}, {args.split}")
-        print(_table({"value": scores, **beside}))
+        print(_table(scores, beside.get("untrained")))
+        if args.post:
+            print(_post_table({"none": scores, **{text: beside[text] for text in args.post}}))
         print(_counts(scores, items))
         print(classes["text"])
         if published:
@@ -263,25 +265,35 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no NaN
 
 
-def _table(columns: dict[str, RetrievalMetrics]) -> str:
-    """A metric a line; for each column its value and its interval."""
-
-    def interval(metrics: RetrievalMetrics, name: str) -> str:
-        ends = metrics.intervals.get(name)
-        return "" if ends is None else f"{ends[0]:.4f} - {ends[1]:.4f}"
-
-    first = next(iter(columns.values()))
-    names = [*first.per_query, *(name for name in ("nmi", "ami") if name in first)]
-    widths = {title: max(9, len(title)) for title in columns}
-    header = [f"{'metric':<12}"]
-    header += [f"{title:>{widths[title]}}  {'95% interval':<15}" for title in columns]
-    lines = ["  ".join(header).rstrip()]
+def _table(scores: RetrievalMetrics, untrained: RetrievalMetrics | None) -> str:
+    """A metric a line, with its interval."""
+    names = [*scores.per_query, *(name for name in ("nmi", "ami") if name in scores)]
+    header = f"{'metric':<12}  {'value':>7}  {'95% interval':<15}"
+    if untrained is not None:
+        header += f"  {'untrained':>9}  {'95% interval':<15}"
+    lines = [header.rstrip()]
     for name in names:
-        cells = [f"{name:<12}"]
-        for title, metrics in columns.items():
-            cells.append(f"{metrics[name]:>{widths[title]}.4f}  {interval(metrics, name):<15}")
-        lines.append("  ".join(cells).rstrip())
+        line = f"{name:<12}  {scores[name]:>7.4f}  {_interval(scores, name):<15}"
+        if untrained is not None:
+            line += f"  {untrained[name]:>9.4f}  {_interval(untrained, name):<15}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
+
+
+def _post_table(rows: dict[str, RetrievalMetrics]) -> str:
+    """A way of post-processing a line: its metrics, and the interval of MAP@R."""
+    names = list(next(iter(rows.values())).per_query)
+    width = max(len("post-processing"), *map(len, rows))
+    lines = ["  ".join([f"{'post-processing':<{width}}", *names, "95% interval of map@r"])]
+    for title, metrics in rows.items():
+        cells = [f"{metrics[name]:>{len(name)}.4f}" for name in names]
+        lines.append("  ".join([f"{title:<{width}}", *cells, _interval(metrics, "map@r")]).rstrip())
+    return "\n".join(lines)
+
+
+def _interval(metrics: RetrievalMetrics, name: str) -> str:
+    ends = metrics.intervals.get(name)
+    return "" if ends is None else f"{ends[0]:.4f} - {ends[1]:.4f}"
 
 
 def _counts(scores: RetrievalMetrics, items: Dataset) -> str:
