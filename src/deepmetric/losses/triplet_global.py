@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from deepmetric.errors import InputError
 from deepmetric.losses.inputs import checked_batch
 from deepmetric.losses.streamed.comparison import unit_rows, without_autocast
+from deepmetric.losses.streamed.processes import Processes
 
 
 class TripletGlobalLoss(nn.Module):
@@ -32,6 +33,8 @@ class TripletGlobalLoss(nn.Module):
         mean_weight: λ.
         mean_margin: t.
 
+    Over several processes each has whole triplets.
+
     No rows: loss 0 with zero gradient. One triplet: its variances are 0. Range [0, ∞).
 
     GPW weight, before the slope -2 of D² in the similarity: 1/T of an active triplet on both its pairs; of the global
@@ -52,6 +55,8 @@ class TripletGlobalLoss(nn.Module):
         mean_margin: float = 0.4,
     ) -> None:
         super().__init__()
+        # Set by `deepmetric.losses.across_processes`.
+        self.processes: Processes | None = None
         self.margin, self.global_weight = margin, global_weight
         self.mean_weight, self.mean_margin = mean_weight, mean_margin
 
@@ -65,6 +70,8 @@ class TripletGlobalLoss(nn.Module):
         Raises:
             InputError: rows that are no triplets, or shapes and dtypes that do not fit each other.
         """
+        if self.processes is not None:
+            embeddings, labels = self.processes.gather(embeddings), self.processes.gather(labels)
         with without_autocast(embeddings.device):
             to_positive, to_negative = self.distances(embeddings, labels)
             if not len(to_positive):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
@@ -26,6 +27,10 @@ class Procedure:
 
     A checkpoint is taken between steps, before the refresh that may follow. A resumed run is the unbroken one if
     whatever refresh and after_step left behind, and the sampler or the loss did not save, is in the state.
+
+    Under torchrun every process has a procedure, and all of them act at the same moments with the same model. After a
+    refresh all take up the state of the first process's, and each is shown the whole batch after a step. So what is
+    a function of these needs no thought of processes; random numbers come from a generator of the procedure's own.
 
     Attributes:
         refresh_every: steps between two refreshes; 0: never. May be set in :meth:`setup`, when the length of an
@@ -50,7 +55,7 @@ class Procedure:
 
     def after_step(self, embeddings: Tensor, labels: Tensor, indices: Tensor, loss: Tensor) -> None:
         """What the step computed, before its update: embeddings float32 [N, d], labels int64 [N], positions in the
-        training set int64 [N], the scalar loss; all without gradient."""
+        training set int64 [N], the scalar loss; all without gradient. Of several processes the rows of all."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log beside the loss."""
@@ -67,11 +72,15 @@ class Procedure:
 def embed_training_set(trainer: Trainer, batch_size: int) -> np.ndarray:
     """All training items as :meth:`Procedure.refresh` looks at them: float32 [N, d], in the data's order.
 
-    In evaluation mode, with the model's own preprocessing in place of the augmentation; modes are put back.
+    In evaluation mode, with the model's own preprocessing in place of the augmentation; modes are put back. Of several
+    processes, which all call this together, each embeds a part.
     """
-    return embed_dataset(
-        trainer.model, trainer.train_data, batch_size=batch_size, workers=trainer.loop.workers
+    team, data = trainer.team, trainer.train_data
+    mine = np.array_split(np.arange(len(data)), team.size)[team.rank]
+    rows = embed_dataset(
+        trainer.model, data.subset(mine), batch_size=batch_size, workers=trainer.loop.workers
     )
+    return team.rows_of_all(torch.from_numpy(rows).to(trainer.device)).cpu().numpy()
 
 
 def part_of_loss(trainer: Trainer, kind: type[Part], procedure: str) -> Part:

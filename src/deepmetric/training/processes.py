@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,10 @@ from deepmetric.errors import InputError
 from deepmetric.losses import across_processes
 from deepmetric.losses.streamed import Processes
 from deepmetric.training.guards import check_finite
+from deepmetric.training.shares import shared_out
+
+if TYPE_CHECKING:
+    from deepmetric.training.procedure import Procedure
 
 # The others wait while the first process evaluates. (A process that died is noticed by torchrun at once.)
 PATIENCE = timedelta(hours=12)
@@ -83,16 +87,14 @@ class Team:
         dist.all_gather_object(every, value)
         return every
 
+    def rows_of_all(self, rows: Tensor) -> Tensor:
+        """Everybody's ``rows``, in the order of ranks."""
+        return rows if self.size == 1 else Processes().gather(rows)
+
     def share_loss(self, loss: nn.Module) -> None:
         """Have ``loss`` computed over the joined batch."""
-        if self.size == 1:
-            return
-        across_processes(loss)
-        if any(getattr(module, "share", None) is not None for module in loss.modules()):
-            raise InputError(
-                "class weights that are shared out over processes are not in this trainer's checkpoints. Leave "
-                "`sharded` of the loss out."
-            )
+        if self.size > 1:
+            across_processes(loss)
 
     def share_model(self, model: nn.Module) -> nn.Module:
         """``model`` whose gradients are averaged over the processes; itself where it has none.
@@ -105,13 +107,36 @@ class Team:
         return nn.parallel.DistributedDataParallel(model)
 
     def average_gradients(self, module: nn.Module) -> None:
-        """Of parameters that are in no model of :meth:`share_model`."""
+        """Of parameters that are in no model of :meth:`share_model`; not of those that are shared out."""
         if self.size == 1:
             return
+        shares = shared_out(module)
         for parameter in module.parameters():
-            if parameter.grad is not None:
+            if parameter.grad is not None and parameter not in shares:
                 dist.all_reduce(parameter.grad)
                 parameter.grad.div_(self.size)
+
+    def refresh(self, procedure: Procedure, model: nn.Module) -> None:
+        """``procedure.refresh()`` of the first process's model, and with the first process's outcome."""
+        if self.size == 1:
+            procedure.refresh()
+            return
+        for buffer in model.buffers():  # running statistics are each process's own from one batch to the next
+            dist.broadcast(buffer, 0)
+        procedure.refresh()
+        # Ties and approximate searches need not come out alike twice, and batches are dealt by what was found.
+        state = self.from_first(procedure.state_dict())
+        if not self.first:
+            procedure.load_state_dict(state)
+
+    def whole_batch(
+        self, embeddings: Tensor, labels: Tensor, indices: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch of which each process has a part, parts in the order of ranks."""
+        if self.size == 1:
+            return embeddings, labels, indices
+        places = self.rows_of_all(indices.to(embeddings.device)).to(indices.device)
+        return self.rows_of_all(embeddings), self.rows_of_all(labels), places
 
     def check_finite(self, loss: Tensor, embeddings: Tensor, step: int, ids: list[str]) -> None:
         """:func:`~deepmetric.training.guards.check_finite` in all processes or none, of everybody's items."""
@@ -120,7 +145,7 @@ class Team:
             dist.all_reduce(loss)
             if torch.isfinite(loss):
                 return
-            embeddings = Processes().gather(embeddings.detach())
+            embeddings = self.rows_of_all(embeddings.detach())
             ids = [one for part in self.from_all(ids) for one in part]
         check_finite(loss, embeddings, step, ids)
 

@@ -27,6 +27,7 @@ from deepmetric.training.procedure import Procedure
 from deepmetric.training.processes import Team
 from deepmetric.training.recipe import Recipe
 from deepmetric.training.run import Run, initial_model
+from deepmetric.training.shares import WholeState, clip_gradients
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,12 +41,13 @@ class Trainer:
 
     Raises:
         InputError: for a recipe that cannot be trained (no training items, classes shared between training and
-            validation, a procedure in several processes).
+            validation).
 
     Under torchrun each process builds a trainer and calls :meth:`train`. Batches are those of one process, dealt
-    out; the loss is that of the whole batch, with one memory shared out; gradients are averaged. The first process
-    evaluates and writes. The run is that of one process but for rounding, dropout and batch normalisation, which
-    takes the statistics of each process's part; and it may be resumed with another number of processes.
+    out; the loss is that of the whole batch, with one memory (and class weights of a ``sharded`` loss) shared out;
+    gradients are averaged. A procedure acts in every process. The first process evaluates and writes. The run is that
+    of one process but for rounding, dropout and batch normalisation, which takes the statistics of each process's
+    part; and it may be resumed with another number of processes.
     """
 
     def __init__(self, recipe: Recipe, run: Run):
@@ -71,8 +73,6 @@ class Trainer:
         self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")
         self.watch = CollapseWatch()
-        if recipe.procedure and self.team.size > 1:
-            raise InputError("a `procedure` runs in one process: start `deepmetric train` without torchrun.")
         self.procedure = recipe.procedure() if recipe.procedure else Procedure()
         self.step = 0
         self.best = -math.inf
@@ -88,7 +88,7 @@ class Trainer:
         return {
             "model": self.model,
             "loss": self.loss,
-            "optimizer": self.optimizer,
+            "optimizer": WholeState(self.optimizer, self.loss),
             "schedule": self.schedule,
             "scaler": self.scaler,
             "procedure": self.procedure,
@@ -132,6 +132,8 @@ class Trainer:
             torch.manual_seed(self.recipe.seed + self.team.rank)  # dropout of its own
         if resume:
             self.load_state_dict(load_checkpoint(self.run.last_checkpoint))
+        else:
+            self.procedure.begin()
         if self.skipped and self.team.first:
             (self.run.folder / "skipped.txt").write_text("\n".join(self.skipped) + "\n", encoding="utf8")
         self.parallel = self.team.share_model(self.model)
@@ -143,7 +145,6 @@ class Trainer:
         bar = progress_bar(self.loop.steps, self.step, shown=self.team.first)
         try:
             if not resume:
-                self.procedure.begin()
                 self._evaluate(bar)
             self._steps(bar)
         finally:
@@ -156,7 +157,7 @@ class Trainer:
         while self.step < self.loop.steps:
             passed = self.step % every
             if self.procedure.refresh_every and not passed:
-                self.procedure.refresh()
+                self.team.refresh(self.procedure, self.model)
             # The loop counts the step before it asks for the next batch.
             yield from self._dealt(min(every - passed, self.loop.steps - self.step))
 
@@ -216,13 +217,13 @@ class Trainer:
         self.team.average_gradients(self.loss)
         if self.loop.clip_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.loop.clip_norm)
+            clip_gradients(self.optimizer, self.loss, self.loop.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
         embeddings, loss = embeddings.detach(), loss.detach()
-        self.procedure.after_step(embeddings, labels, indices, loss)
+        if self.recipe.procedure:
+            self.procedure.after_step(*self.team.whole_batch(embeddings, labels, indices), loss)
         return embeddings, loss
 
     def _log_step(self, loss: Tensor, embeddings: Tensor, bar: tqdm) -> None:
@@ -281,7 +282,7 @@ class Trainer:
 
     def _save(self, best: bool = False) -> None:
         self.log.sync()
-        state = self.state_dict()  # by all processes: a shared memory is joined
+        state = self.state_dict()  # by all processes: what is shared out is joined
         if not self.team.first:
             return
         if best:

@@ -73,7 +73,7 @@ def check(name, form, rank, world, sharded, fraction):
     near(part.grad / world, x.grad[mine], where)  # the mean over processes, as DistributedDataParallel takes it
     gradient, of_all = loss.proxies.grad, rows.grad.reshape(-1, D)
     if sharded:
-        near(gradient, of_all[loss._rows()], where)
+        near(gradient, of_all[loss.rows], where)
     else:
         dist.all_reduce(gradient)
         near(gradient / world, of_all, where)

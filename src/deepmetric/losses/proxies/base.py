@@ -140,9 +140,11 @@ class ClassLoss(nn.Module):
                 f"`sharded` of {self._name} out."
             )
         self.share = Share.of(self.num_classes, self._processes)
-        self.proxies = nn.Parameter(self.proxies.detach()[self._rows()].clone())
+        self.proxies = nn.Parameter(self.proxies.detach()[self.rows].clone())
 
-    def _rows(self) -> slice:
+    @property
+    def rows(self) -> slice:
+        """Where among the proxies of all classes those of the share are."""
         assert self.share is not None
         return slice(self.share.start * self.centers, self.share.stop * self.centers)
 
@@ -258,7 +260,7 @@ class ClassLoss(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix: str, *args, **kwargs) -> None:
         name = prefix + "proxies"
         if self.share is not None and name in state_dict:
-            state_dict[name] = state_dict[name][self._rows()]  # of load_state_dict's own mapping
+            state_dict[name] = state_dict[name][self.rows]  # of load_state_dict's own mapping
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _check(self, embeddings: Tensor, labels: Tensor) -> None:
