@@ -76,7 +76,7 @@ sampler:
 procedure: {class_path: deepmetric.training.HTL, init_args: {levels: 8, refresh_every: 3}}
 """,
     "smart": """
-loss: {class_path: deepmetric.losses.TripletGlobalLoss, init_args: {margin: 0.1}}
+loss: {class_path: deepmetric.losses.TripletGlobalLoss, init_args: {margin: 0.0}}
 sampler: {class_path: deepmetric.data.TripletSampler, init_args: {triplets: 6}}
 procedure:
   class_path: deepmetric.training.SmartMining
