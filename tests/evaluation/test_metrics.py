@@ -222,6 +222,7 @@ X, Y = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
         ((X, Y), {"ks": (0, 1)}, r"`ks` .* got \[0, 1\]"),
         ((X, Y), {"ks": (1.5,)}, r"`ks`"),
         ((X, Y), {"similarity": "cosin"}, r"Did you mean 'cosine'"),
+        ((X, Y), {"bootstrap": -1}, r"`bootstrap` is -1"),
         ((X, Y), {"ids": ["a"]}, r"`ids` .* expected 4, got 1"),
         ((X, Y, X, Y), {"self_index": [0, 1, 2, 4]}, r"between -1 and 3"),
         ((X, Y, X, Y), {"self_index": [0, 1]}, r"must be 4 whole numbers"),

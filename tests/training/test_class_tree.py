@@ -98,3 +98,7 @@ def test_too_few_classes_are_refused():
         build_class_tree(one)
     with pytest.raises(InputError, match="2 nearest classes"):
         nearest_classes(one, 2)
+    with pytest.raises(InputError, match="Did you mean 'average'"):
+        build_class_tree(one, linkage="averge")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got \(3, 2\) and \(2,\)"):
+        class_means(np.ones((3, 2), dtype=np.float32), np.zeros(2, dtype=int))

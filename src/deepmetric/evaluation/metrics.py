@@ -96,7 +96,8 @@ def retrieval_metrics(
         ``classes`` (of the queries); with ``.per_query`` and ``.intervals``.
 
     Raises:
-        InputError: empty input, lengths or widths that disagree, NaN or infinite embeddings, a k below 1.
+        InputError: empty input, lengths or widths that disagree, NaN or infinite embeddings, a k below 1,
+            ``bootstrap`` below 0.
 
     >>> m = retrieval_metrics([[1., 0.], [.9, .1], [0., 1.], [.2, .9]], [0, 0, 1, 1], ks=(1, 2))
     >>> m["recall@1"], m["map@r"], m["queries"]
@@ -121,6 +122,8 @@ def retrieval_metrics(
         q, g = q.to(torch.promote_types(q.dtype, g.dtype)), g.to(torch.promote_types(q.dtype, g.dtype))
         own = None if self_index is None else _as_self_index(self_index, len(q), len(g))
     ks = _as_ks(ks)
+    if bootstrap < 0:
+        raise InputError(f"`bootstrap` is {bootstrap}; expected a number of resamples, or 0 for none.")
     if isinstance(similarity, str) and similarity not in get_args(Similarity):
         choices = get_args(Similarity)
         hint = did_you_mean(similarity, choices)

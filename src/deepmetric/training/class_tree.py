@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from deepmetric.errors import InputError
+from deepmetric.errors import InputError, check_choice
 from deepmetric.losses import ClassTree
 
 Linkage = Literal["average", "single", "complete"]
@@ -41,7 +41,14 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray) -> ClassMeans:
     """Means and spreads of the classes of embeddings [N, d] (brought to unit length) with integer labels [N].
 
     A class with one item has no pair: its spread is the mean of the others' (0 if no class has a pair).
+
+    Raises:
+        InputError: not one label for each embedding.
     """
+    if embeddings.ndim != 2 or labels.shape != (len(embeddings),):
+        raise InputError(
+            f"class_means takes embeddings [N, d] and labels [N], got {embeddings.shape} and {labels.shape}."
+        )
     x = embeddings.astype(np.float64)
     x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
     names, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
@@ -97,11 +104,12 @@ def build_class_tree(classes: ClassMeans, levels: int = 16, linkage: Linkage = "
         linkage: as above.
 
     Raises:
-        InputError: fewer classes than two, or ``levels`` below 1.
+        InputError: fewer classes than two, ``levels`` below 1, an unknown linkage.
     """
     from scipy.cluster.hierarchy import fcluster
     from scipy.cluster.hierarchy import linkage as cluster
 
+    check_choice("build_class_tree", "linkage", linkage, Linkage)
     c = len(classes.labels)
     if c < 2 or levels < 1:
         raise InputError(f"a class tree needs two classes and one level; got {c} classes, levels={levels}")

@@ -60,6 +60,13 @@ def test_impossible_neighbours(options: dict, said: str) -> None:
         query_expansion(QUERY, GALLERY, **options)
 
 
+def test_rows_that_do_not_fit_are_named() -> None:
+    with pytest.raises(InputError, match="one model must make both"):
+        query_expansion(QUERY, GALLERY[:, :-1], k=1)
+    with pytest.raises(InputError, match=r"`self_index` must be .* got shape \(2,\)"):
+        query_expansion(QUERY, GALLERY, k=1, self_index=[0, 1])
+
+
 def test_negative_alpha() -> None:
     with pytest.raises(InputError, match="alpha"):
         query_expansion(QUERY, GALLERY, alpha=-1)

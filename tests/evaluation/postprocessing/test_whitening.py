@@ -40,3 +40,10 @@ def test_scale_of_rows_does_not_matter() -> None:
 def test_too_many_axes() -> None:
     with pytest.raises(InputError, match="1 to 6"):
         Whitening(ROWS, dim=7)
+
+
+def test_rows_that_do_not_fit_are_named() -> None:
+    with pytest.raises(InputError, match="the 5 training rows are all alike"):
+        Whitening(np.ones((5, 6)))
+    with pytest.raises(InputError, match="`rows` have 5 columns, the training rows had 6"):
+        Whitening(ROWS)(ROWS[:, :5])

@@ -25,10 +25,16 @@ def nearest(
         own: ``[N]`` the row of each query in the gallery, left out of its list; -1 or None: it is not there.
 
     Raises:
-        InputError: fewer than ``k`` rows to be found.
+        InputError: rows of different widths, fewer than ``k`` rows to be found, ``own`` of another length.
     """
     import faiss
 
+    if query.shape[1] != gallery.shape[1]:
+        raise InputError(
+            f"`query` has {query.shape[1]} columns and `gallery` {gallery.shape[1]}: one model must make both."
+        )
+    if own is not None and own.shape != (len(query),):
+        raise InputError(f"`self_index` must be {len(query)} whole numbers, got shape {own.shape}.")
     if not 1 <= k <= len(gallery) - (own is not None):
         raise InputError(
             f"the {k} nearest were asked for; expected a number from 1 to the {len(gallery)} gallery rows"

@@ -22,7 +22,8 @@ class Whitening:
             whitening would blow up their rounding errors.
 
     Raises:
-        InputError: ``dim`` beyond the width or the number of rows.
+        InputError: ``dim`` beyond the width or the number of rows, rows that are all alike; when called, rows of
+            another width.
     """
 
     def __init__(self, training: Any, dim: int | None = None) -> None:
@@ -34,6 +35,10 @@ class Whitening:
             raise InputError(
                 f"`dim` of whitening is {dim}; expected 1 to {most}, the width or the number of training rows."
             )
+        if not np.ptp(x, axis=0).max() > 0:
+            raise InputError(
+                f"whitening learns axes along which rows differ; the {len(x)} training rows are all alike."
+            )
         pca: Any = PCA(n_components=dim, whiten=True, svd_solver="full").fit(x)
         variance = pca.explained_variance_
         # Variances below this are rounding of float32 rows.
@@ -43,4 +48,9 @@ class Whitening:
 
     def __call__(self, rows: Any) -> np.ndarray:
         """``[N, d]`` -> whitened unit rows, float32 ``[N, dim]``."""
-        return unit((unit(rows, "rows") - self._mean) @ self._axes, "rows")
+        x = unit(rows, "rows")
+        if x.shape[1] != len(self._mean):
+            raise InputError(
+                f"`rows` have {x.shape[1]} columns, the training rows had {len(self._mean)}: one model must make both."
+            )
+        return unit((x - self._mean) @ self._axes, "rows")
