@@ -67,7 +67,11 @@ def plan_cells(plan: Plan) -> list[Cell]:
 
 
 def tuned_recipe(folder: Path | None, data: str, system: str) -> Path | None:
-    """The best values that `deepmetric tune` found, if it has looked for them."""
+    """The best values that `deepmetric tune` found, if it has looked for them.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     if folder is None:
         return None
     if not folder.is_dir():

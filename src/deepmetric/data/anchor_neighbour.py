@@ -30,6 +30,7 @@ class AnchorNeighbourSampler(PlannedSampler):
         anchors: l, over all ranks.
         classes_per_anchor: m, the anchor's class included.
         instances: t.
+        seed, rank, world_size: see :class:`PlannedSampler`.
 
     Attributes:
         neighbours: int [C, K], for each class (a position in ``classes``, the sorted labels) the others from the

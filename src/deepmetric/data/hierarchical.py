@@ -33,6 +33,7 @@ class HierarchicalSampler(PlannedSampler):
             None: to be set before the first batch (``sampler.categories = ...``), as a trainer does from its data.
         categories_per_batch, classes_per_category, instances: the shape of a batch, over all ranks.
         weight_categories: visit categories in proportion to their number of classes.
+        seed, rank, world_size: see :class:`PlannedSampler`.
 
     Raises:
         InputError: data without categories, a class in two of them, fewer categories than a batch holds, classes that

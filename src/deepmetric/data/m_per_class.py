@@ -29,6 +29,7 @@ class MPerClassSampler(PlannedSampler):
         labels: integer [N] array or tensor; positions are the indices that are yielded.
         classes_per_batch: P, over all ranks.
         instances: M.
+        seed, rank, world_size: see :class:`PlannedSampler`.
 
     Raises:
         InputError: fewer than P classes, P not divisible by ``world_size``, or arguments out of range.

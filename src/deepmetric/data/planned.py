@@ -25,6 +25,8 @@ class PlannedSampler:
         labels: integer [N] array or tensor; positions are the indices that are yielded.
         units: units in a batch, over all ranks.
         unit_size: items in a unit.
+        seed: of the shuffles, at least 0.
+        rank, world_size: this process's number, from 0, and how many there are.
 
     Raises:
         InputError: labels that are not integers [N], ``units`` not divisible by ``world_size``, or numbers out of

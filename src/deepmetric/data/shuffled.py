@@ -23,6 +23,7 @@ class ShuffledSampler(PlannedSampler):
     Args:
         labels: integer [N] array or tensor; only its length counts.
         batch_size: items in a batch, over all ranks.
+        seed, rank, world_size: see :class:`PlannedSampler`.
 
     Raises:
         InputError: fewer items than a batch, ``batch_size`` not divisible by ``world_size``, or arguments out of range.

@@ -26,6 +26,7 @@ class TripletSampler(PlannedSampler):
     Args:
         labels: integer [N] array or tensor; positions are the indices that are yielded.
         triplets: in a batch of 3 * triplets items, over all ranks.
+        seed, rank, world_size: see :class:`PlannedSampler`.
 
     Attributes:
         positives, negatives: int [N, K] positions of candidates of each item, -1 for none, or None. They may be set

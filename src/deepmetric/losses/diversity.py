@@ -106,7 +106,11 @@ class AdversarialDiversity(ActivationDiversity):
 
 
 def group_outputs(features: Tensor, weight: Tensor, groups: Sequence[int]) -> tuple[Tensor, ...]:
-    """The layer's outputs without bias for constant features, one [B, width] for each group."""
+    """The layer's outputs without bias for constant features, one [B, width] for each group.
+
+    Raises:
+        InputError: features and weight of different widths, or a weight that is not for these groups.
+    """
     if weight.ndim != 2 or features.ndim != 2 or features.shape[1] != weight.shape[1]:
         raise InputError(
             f"features {tuple(features.shape)} and weight {tuple(weight.shape)} do not fit: expected [B, h] and [D, h]."

@@ -126,6 +126,11 @@ def test_partial_asked_of_a_whole_copy_is_the_benchmark(cub: Path):
     [
         ("images.txt", ["1"], r"images.txt, line 1: expected 2 fields, got '1'"),
         ("images.txt", [], "images.txt is empty"),
+        (
+            "classes.txt",
+            [*(f"{i} bird" for i in range(1, 201)), "one bird"],
+            "expected a whole number, got 'one'",
+        ),
         ("classes.txt", ["1 only"], "has no class in image_class_labels.txt"),
     ],
 )

@@ -51,7 +51,7 @@ class CUB200(Benchmark):
                     "and classes.txt. Take the three from the original archive again"
                 )
         numbers = np.array([copy.whole_number(class_of[i], f"{base}image_class_labels.txt") for i in paths])
-        order = sorted(names, key=int)
+        order = sorted(names, key=lambda number: copy.whole_number(number, f"{base}classes.txt"))
         label_of = {int(number): label for label, number in enumerate(order)}
         return Listed(
             ids=list(paths.values()),

@@ -47,7 +47,7 @@ class PNPLoss(PairLoss):
         count_query: the query itself, where it is among the references, is one of its positives, as in the
             authors' code and in PML; it is seldom behind a negative and mostly divides the loss.
 
-    GPW weight (before the means), with g' the slope of the logistic function: f'(R_i) Σ_n g'(s_n - s_i) on positive i,
+    GPW weight (before the means), with g(z) = σ(z/τ): f'(R_i) Σ_n g'(s_n - s_i) on positive i, and
     Σ_i f'(R_i) g'(s_n - s_i) on negative n.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])

@@ -37,7 +37,8 @@ class RecallAtKLoss(PairLoss):
         count_query: the query itself, where it is among the references, stands in its own ranking (never as a
             positive), as in the authors' code: every rank is about one too high. The paper leaves it out.
 
-    GPW weight, with u_p = σ'((k - r_p)/τ1)/τ1/min(k, |P|) averaged over k: Σ_p u_p σ'(s_j - s_p) on a negative j.
+    GPW weight, with u_p = σ'((k - r_p)/τ1)/τ1/min(k, |P|) averaged over k: Σ_p u_p σ'((s_j - s_p)/τ2)/τ2 on a
+    negative j.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8]])
     >>> loss = RecallAtKLoss([1], recall_temperature=0.01)(x, torch.tensor([0, 0, 1]))
