@@ -152,3 +152,14 @@ def test_what_does_not_fit_is_named(layer):
         AdversarialDiversity([3, 4])(features, weight[:, :4])
     with pytest.raises(InputError, match="`hidden`"):
         AdversarialDiversity([3, 4], hidden=0)
+
+
+@pytest.mark.parametrize("make", [ActivationDiversity, AdversarialDiversity])
+def test_a_layer_in_half_precision_is_computed_in_float32(make, layer):
+    features, weight = (part.bfloat16() for part in layer)
+    diversity = make([3, 4])
+    weight.requires_grad_()
+    value = diversity(features, weight)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, diversity(features.float(), weight.detach().float()))
+    assert torch.autograd.grad(value, weight)[0].dtype == torch.bfloat16

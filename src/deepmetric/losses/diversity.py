@@ -38,11 +38,12 @@ class ActivationDiversity(nn.Module):
         self.norm_weight = norm_weight
 
     def forward(self, features: Tensor, weight: Tensor) -> Tensor:
-        """The penalty, a scalar of ``weight``'s dtype.
+        """The penalty, a scalar of ``weight``'s dtype, float32 at least.
 
         Raises:
             InputError: ``weight`` has other than sum(groups) rows, or is for features of another width.
         """
+        weight = _at_least_float32(weight)
         parts = group_outputs(features, weight, self.groups)
         # The mean over k and l of a product of squares is the product of the two means.
         energy = [part.square().mean(1) for part in parts]
@@ -91,6 +92,7 @@ class AdversarialDiversity(ActivationDiversity):
         )
 
     def forward(self, features: Tensor, weight: Tensor) -> Tensor:
+        weight = _at_least_float32(weight)
         parts = [reverse_gradient(part) for part in group_outputs(features, weight, self.groups)]
         value = self.norm_weight * self.norms(weight)
         for (target, source), regressor in zip(combinations(parts, 2), self.regressors):
@@ -126,6 +128,10 @@ def group_outputs(features: Tensor, weight: Tensor, groups: Sequence[int]) -> tu
 def unit_norm_penalty(weight: Tensor) -> Tensor:
     """Mean over rows of (‖w‖² - 1)²."""
     return (weight.square().sum(1) - 1).square().mean()
+
+
+def _at_least_float32(weight: Tensor) -> Tensor:
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 class _Reversed(torch.autograd.Function):
