@@ -9,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from deepmetric.benchmark.cells import Cell, claim, write_text
+from deepmetric.benchmark.cells import Cell, all_cells, claim, write_text
 from deepmetric.benchmark.plan import Plan
 from deepmetric.benchmark.resolve import changes, of_cell, resolved, shipped
 from deepmetric.benchmark.run_cell import check_same
@@ -56,14 +56,9 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
 
 
 def plan_cells(plan: Plan) -> list[Cell]:
-    """All cells, in the order in which they are done: by seed, fold, data set, system as listed."""
-    return [
-        Cell(seed, fold, data.name, system.name)
-        for seed in plan.seeds
-        for fold in range(plan.folds)
-        for data in plan.data
-        for system in plan.systems
-    ]
+    """All cells, in the order in which they are done."""
+    data, systems = ([entry.name for entry in entries] for entries in (plan.data, plan.systems))
+    return all_cells(plan.seeds, plan.folds, data, systems)
 
 
 def tuned_recipe(folder: Path | None, data: str, system: str) -> Path | None:

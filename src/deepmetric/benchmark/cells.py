@@ -15,9 +15,10 @@ OUT/report/                          tables, figures and page
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,11 @@ class Cell:
 
     def __str__(self) -> str:
         return f"{self.data} {self.system} seed {self.seed} fold {self.fold}"
+
+
+def all_cells(seeds: Sequence[int], folds: int, data: Sequence[str], systems: Sequence[str]) -> list[Cell]:
+    """In the order in which they are done: by seed, fold, data set, system as listed."""
+    return [Cell(*cell) for cell in product(seeds, range(folds), data, systems)]
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deepmetric.benchmark.cells import Cell, write_arrays
+from deepmetric.benchmark.cells import Cell, all_cells, write_arrays
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation import evaluate_embeddings
@@ -65,13 +65,7 @@ def read_results(out: Path) -> Results:
     if not file.is_file():
         raise InputError(f"{out} is not the folder of a benchmark: it has no plan.json. Name an --out of it.")
     plan = json.loads(file.read_text(encoding="utf8"))
-    cells = [
-        Cell(seed, fold, data, system)
-        for seed in plan["seeds"]
-        for fold in range(plan["folds"])
-        for data in plan["data"]
-        for system in plan["systems"]
-    ]
+    cells = all_cells(plan["seeds"], plan["folds"], plan["data"], plan["systems"])
     finished = {cell: cell.result(out) for cell in cells if cell.finished(out)}
     failed = {
         cell: (cell.folder(out) / "error.txt").read_text(encoding="utf8")
