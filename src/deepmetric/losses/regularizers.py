@@ -28,6 +28,8 @@ class IntraClassVarianceLoss(PairLoss):
     0.4
     """
 
+    over_parts = True
+
     def of_batch(self, batch: Batch) -> Tensor:
         pairs = Comparison(*batch)
         count = pairs.positive_count
@@ -52,6 +54,8 @@ class GlobalOrthogonalLoss(PairLoss):
     >>> round(GlobalOrthogonalLoss()(x, torch.tensor([0, 1])).item(), 4)  # 0.6², and 0.36 is below 1/2
     0.36
     """
+
+    over_parts = True
 
     def of_batch(self, batch: Batch) -> Tensor:
         pairs = Comparison(*batch)
