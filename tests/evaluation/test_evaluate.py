@@ -113,6 +113,16 @@ def test_a_diverged_model_is_named_by_its_first_item() -> None:
         evaluate_model(Diverged(), Images())
 
 
+def test_a_batch_that_does_not_fit_is_halved() -> None:
+    class Small(Colour):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if len(images) > 10:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().forward(images)
+
+    np.testing.assert_allclose(embed_dataset(Small(), Images()), embed_dataset(Colour(), Images()), rtol=1e-6)
+
+
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     embed_dataset(Colour(), Images())
     assert capsys.readouterr() == ("", "")

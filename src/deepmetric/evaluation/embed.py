@@ -12,7 +12,7 @@ from torch import nn
 
 from deepmetric.data import Dataset, make_loader
 from deepmetric.errors import InputError
-from deepmetric.models.embed import evaluating
+from deepmetric.models.embed import evaluating, forward_in_parts
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -34,6 +34,7 @@ def embed_dataset(
     module's mode and the device are put back.
 
     Args:
+        batch_size: images in one pass; halved for a batch that does not fit in the accelerator's memory.
         workers: processes that read and resize images; 0: threads of this process, as in ``model.embed``.
         device: where to compute; None: where the model is.
         progress: a progress bar on stderr, or one to be moved on by the number of items.
@@ -72,4 +73,4 @@ def _parts(
         dataset = dataset.with_transform(preprocessing.transform())
     with evaluating(model, device) as target, torch.inference_mode():
         for images, _, _ in make_loader(dataset, batch_size=batch_size, workers=workers):
-            yield model(images.to(target)).float().cpu().numpy()
+            yield forward_in_parts(model, images, target).float().cpu().numpy()
