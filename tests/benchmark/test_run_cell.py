@@ -12,6 +12,7 @@ import pytest
 
 from deepmetric.benchmark.plan import read_plan
 from deepmetric.benchmark.run_cell import keep_test_items
+from deepmetric.benchmark.search_space import as_recipe, distributions
 from deepmetric.benchmark.tune import tune
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
@@ -54,3 +55,20 @@ def test_wrong_types_in_a_plan_are_named(plan_file: Path, old: str, new: str, sa
     plan_file.write_text(plan_file.read_text().replace(old, new))
     with pytest.raises(InputError, match=said):
         read_plan(plan_file)
+
+
+def test_a_key_may_be_written_in_full():
+    whole = {"loss": {"class_path": "L", "init_args": {"margin": 0.1}}}
+    tree = {"loss": {"init_args": {"margin": 0.2}}}
+    assert as_recipe({"loss.init_args.margin": 0.2}, whole) == as_recipe({"loss.margin": 0.2}, whole) == tree
+
+
+def test_steps_of_a_range():
+    pytest.importorskip("optuna")
+    found = distributions(
+        {"whole": {"low": 1, "high": 9, "step": 2}, "half": {"low": 1, "high": 9, "step": 0.5}}, "ms"
+    )
+    assert (found["whole"].step, found["half"].step) == (2, 0.5)  # type: ignore[attr-defined]
+    for wrong, said in ((0, "`step` above 0"), ("two", "'two' is not a number")):
+        with pytest.raises(InputError, match=said):
+            distributions({"wrong": {"low": 1, "high": 9, "step": wrong}}, "ms")

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 def distributions(search: dict[str, Any], where: str) -> dict[str, BaseDistribution]:
     """Optuna's distribution of each key.
 
-    ``{low, high}`` of two whole numbers is a range of whole numbers, otherwise of floats; ``log: true`` searches
-    evenly in the logarithm, ``step`` in steps. ``{choices: [...]}`` is a list of numbers, words, booleans and null.
+    ``{low, high}`` of two whole numbers (with a whole ``step``) is a range of whole numbers, otherwise of floats;
+    ``log: true`` searches evenly in the logarithm, ``step`` in steps. ``{choices: [...]}`` is a list of numbers, words,
+    booleans and null.
 
     Raises:
         InputError: none of these, or a range that is empty.
@@ -48,14 +49,16 @@ def _distribution(given: Any, where: str) -> BaseDistribution:
     if "low" not in given or "high" not in given:
         raise InputError(f"{where} needs both `low` and `high`, or `choices`; got {given!r}.")
     low, high = (_number(given[end], where) for end in ("low", "high"))
-    log, step = bool(given.get("log", False)), given.get("step")
-    if not low < high or (log and (low <= 0 or step is not None)):
+    log = bool(given.get("log", False))
+    step = None if given.get("step") is None else _number(given["step"], where)
+    if not low < high or (log and (low <= 0 or step is not None)) or (step is not None and step <= 0):
         raise InputError(
-            f"{where}: low {low} must be below high {high}; with `log` it must be above 0 and there is no `step`."
+            f"{where}: low {low} must be below high {high}, `step` above 0; with `log` low must be above 0 and there "
+            "is no `step`."
         )
-    if isinstance(low, int) and isinstance(high, int):
-        return IntDistribution(low, high, log=log, step=1 if step is None else int(step))
-    return FloatDistribution(low, high, log=log, step=None if step is None else float(step))
+    if isinstance(low, int) and isinstance(high, int) and not isinstance(step, float):
+        return IntDistribution(low, high, log=log, step=1 if step is None else step)
+    return FloatDistribution(low, high, log=log, step=step)
 
 
 def _number(value: Any, where: str) -> int | float:
@@ -83,7 +86,7 @@ def as_recipe(chosen: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for key, value in chosen.items():
         at, node = tree, recipe
-        *parents, last = key.split(".")
+        *parents, last = (word for word in key.split(".") if word != "init_args")
         for word in parents:
             at, node = at.setdefault(word, {}), node[word]
             if isinstance(node, dict) and "class_path" in node:
