@@ -306,6 +306,17 @@ def test_n_hard_of_one_is_batch_hard(random_batch: Callable[..., Batch]) -> None
     assert sets(mining.n_hard(*batch)) == sets(mining.batch_hard(*batch))
 
 
+def test_a_share_is_that_of_the_loss() -> None:
+    """0.28 · 100 is 28.000000000000004 in floating point."""
+    rows, labels = (
+        torch.randn(20, 4, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(10, dtype=torch.int64),
+    )
+    kept = mining.hdc(rows[:10], labels, rows[10:], labels, share=0.28)
+    assert len(kept.positive) == 28
+    assert len(mining.hdc(rows[:10], labels, rows[10:], labels, share=0.5, among=kept).positive) == 14
+
+
 def test_hdc_cascade_takes_from_what_the_level_below_kept(random_batch: Callable[..., Batch]) -> None:
     """Half of a half of the same rows is the hardest quarter; of other rows, hard pairs among the kept."""
     rows, labels = random_batch(8, n=24)

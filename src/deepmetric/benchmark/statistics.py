@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of Student's t interval: mean ± t_(1+c)/2, n-1 · s / √n; half-width NaN for one value.
+def t_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of Student's 95% t interval: mean ± t_0.975, n-1 · s / √n; half-width NaN for one value.
 
     >>> mean, half = t_interval([0.50, 0.54])
     >>> round(mean, 3), round(half, 3)
@@ -20,7 +20,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return (float(x.mean()) if len(x) else math.nan), math.nan
-    return float(x.mean()), float(t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
 
 
 def corrected_paired_t(differences: Sequence[float], folds: int) -> float:

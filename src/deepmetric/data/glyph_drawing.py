@@ -132,11 +132,11 @@ def draw(codepoints: Sequence[int], instances: int, size: int, seed: int) -> np.
                 assert drawn is not None, f"U+{codepoint:04X} is blank in {how.face}"
                 drawings[how.face, codepoint] = drawn
         stack = np.stack([drawings[how.face, codepoint] for (codepoint, _), how in zip(part, manners)])
-        made[start : start + len(part)] = _deform(stack, manners, size).numpy()
+        made[start : start + len(part)] = _deform(stack, manners).numpy()
     return made
 
 
-def _deform(drawings: np.ndarray, manners: list[Manner], size: int) -> Tensor:
+def _deform(drawings: np.ndarray, manners: list[Manner]) -> Tensor:
     ink = torch.from_numpy(drawings)[:, None].float() / 255  # [B, 1, 2 size, 2 size]
     weight = torch.tensor([how.weight for how in manners])[:, None, None, None]
     bolder, thinner = F.max_pool2d(ink, 3, 1, 1), -F.max_pool2d(-ink, 3, 1, 1)

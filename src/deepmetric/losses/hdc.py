@@ -121,7 +121,7 @@ class HDCLoss(PairLoss):
             if self.selection == "each":
                 chosen, judge = every, distance
             chosen = [
-                _first(judge, pairs, _share(fraction, len(all_pairs)), furthest)
+                _first(judge, pairs, share_of(fraction, len(all_pairs)), furthest)
                 for pairs, all_pairs, furthest in zip(chosen, every, (True, False))
             ]
             total = total + weight * self._of_level(*(distance[pairs] for pairs in chosen))
@@ -144,7 +144,8 @@ class HDCLoss(PairLoss):
         )
 
 
-def _share(fraction: float, count: int) -> int:
+def share_of(fraction: float, count: int) -> int:
+    """``fraction`` of ``count``, rounded up."""
     # 0.2 · 35 is 7.000000000000001 in floating point, which is meant as 7.
     return math.ceil(fraction * count - 1e-9)
 

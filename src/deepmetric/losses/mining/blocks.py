@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.inputs import Batch
+from deepmetric.losses.streamed.comparison import unit_rows
 
 Form = Literal["distance", "squared_distance", "cosine"]
 
@@ -64,10 +65,7 @@ class Rows:
 
     def anchors(self, index: Tensor | slice) -> Tensor:
         rows = self.batch.anchors[index]
-        if not self.normalize:
-            return rows
-        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return rows / torch.where(norms > 0, norms, 1)
+        return unit_rows(rows) if self.normalize else rows
 
     def refs(self, index: Tensor) -> Tensor:
         rows = self.batch.refs[index].to(self.batch.anchors.dtype)

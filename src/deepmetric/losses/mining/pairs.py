@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from deepmetric.errors import InputError, check_choice
+from deepmetric.losses.hdc import share_of
 from deepmetric.losses.inputs import Batch, checked_batch
 from deepmetric.losses.mining.blocks import Form, Rows, blocks, rows_at_once
 from deepmetric.losses.mining.indices import PairIndices, joined
@@ -116,8 +115,8 @@ def hdc(
     if among is not None:
         return _hardest_among(among, Rows(batch, normalize=normalize), share)
     positives, negatives = _pair_counts(batch)
-    furthest = _Nearest(math.ceil(share * positives), batch.anchors)
-    nearest = _Nearest(math.ceil(share * negatives), batch.anchors)
+    furthest = _Nearest(share_of(share, positives), batch.anchors)
+    nearest = _Nearest(share_of(share, negatives), batch.anchors)
     for block in blocks(batch, "squared_distance", normalize=normalize):
         for kept, mask, sign in ((furthest, block.positive, -1.0), (nearest, block.negative, 1.0)):
             value = sign * block.distance
@@ -132,7 +131,7 @@ def _hardest_among(among: PairIndices, rows: Rows, share: float) -> PairIndices:
         (among.anchor_positive, among.positive, -1.0),
         (among.anchor_negative, among.negative, 1.0),
     ):
-        nearest = _Nearest(math.ceil(share * len(anchor)), rows.batch.anchors)
+        nearest = _Nearest(share_of(share, len(anchor)), rows.batch.anchors)
         step = rows_at_once(rows.batch.anchors.shape[1])
         for a, r in zip(anchor.split(step), ref.split(step)):
             nearest.add(sign * (rows.anchors(a) - rows.refs(r)).square().sum(1), a, r)
