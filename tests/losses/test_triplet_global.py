@@ -55,3 +55,10 @@ def test_no_rows_half_precision_and_what_is_no_triplet():
         loss(x[:5], labels[:5])
     with pytest.raises(InputError, match="rows 3 to 5 are no triplet: their labels are 1, 1, 1"):
         loss(x, torch.tensor([0, 0, 1, 1, 1, 1]))
+
+
+def test_no_rows_cost_nothing_in_float32():
+    rows = torch.zeros(0, 4, dtype=torch.float16, requires_grad=True)
+    value = TripletGlobalLoss()(rows, torch.zeros(0, dtype=torch.int64))
+    assert (value.item(), value.dtype) == (0, torch.float32)
+    assert torch.autograd.grad(value, rows)[0].shape == (0, 4)

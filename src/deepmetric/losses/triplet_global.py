@@ -75,7 +75,7 @@ class TripletGlobalLoss(nn.Module):
         with without_autocast(embeddings.device):
             to_positive, to_negative = self.distances(embeddings, labels)
             if not len(to_positive):
-                return embeddings.sum() * 0
+                return to_positive.sum()
             triplet = (to_positive - to_negative + self.margin).relu().mean()
             positive, negative = to_positive / 4, to_negative / 4
             means = (positive.mean() - negative.mean() + self.mean_margin).relu()
