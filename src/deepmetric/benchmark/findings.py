@@ -21,7 +21,8 @@ def findings(separated: list[Row], pairs: list[Pair], concatenated: list[Row]) -
         text += f" Not told from {best.system}: {', '.join(level)}."
     elif beside:
         text += f" {best.system} differs from every other system."
-    text += f" Of {len(pairs)} pairs of systems, {told} differ."
+    if pairs:
+        text += f" Of {len(pairs)} pairs of systems, {told} differ."
     alone = {row.system: row.values["map@r"][0] for row in separated}
     gains = [row.values["map@r"][0] - alone[row.system] for row in concatenated]
     if gains:

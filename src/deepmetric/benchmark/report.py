@@ -12,6 +12,8 @@ from deepmetric.benchmark.cells import Cell, write_text
 from deepmetric.benchmark.findings import findings
 from deepmetric.benchmark.scores import METRICS, Results, read_results
 
+FEWEST = 4  # models of a system from which on systems are compared pair by pair: with fewer hardly any pair can differ
+
 
 def write_report(out: Path, page: Path | None = None) -> Results:
     """Write OUT/report/ from whatever cells are finished; a second run on the same cells writes the same.
@@ -82,6 +84,8 @@ def _of_data(results: Results, name: str, page: Path) -> str:
     scores, folds = results.data[name], results.plan["folds"]
     separated, concatenated = compare.separated_rows(scores), compare.concatenated_rows(scores)
     single_pairs, joint_pairs = compare.separated_pairs(scores, folds), compare.concatenated_pairs(scores)
+    if folds * len(results.plan["seeds"]) < FEWEST:
+        single_pairs = []
     for suffix in (".png", ".svg"):
         figure.draw(page.with_name(f"{page.stem}-{name}{suffix}"), name, separated, concatenated)
     assert scores.test is not None
@@ -111,21 +115,21 @@ def _of_data(results: Results, name: str, page: Path) -> str:
 
 
 def _changes(plan: dict[str, Any]) -> str:
-    """What the recipes here have otherwise than as shipped; first what all systems share."""
+    """What the recipes here have otherwise than as shipped; first what most systems share."""
     parts = [
         "## Changes to the recipes",
         "Setting: as shipped → here. Shipped recipes: `deepmetric recipes`.",
     ]
     for data, systems in plan["changes"].items():
         written = {system: [_change(*change) for change in changes] for system, changes in systems.items()}
-        common = [
-            one for one in next(iter(written.values())) if all(one in rest for rest in written.values())
-        ]
-        lines = [f"All systems on {data}: {', '.join(common) or 'as shipped'}.", ""]
+        every = dict.fromkeys(one for changes in written.values() for one in changes)
+        common = [one for one in every if 2 * sum(one in some for some in written.values()) > len(written)]
+        lines = [f"Most systems on {data}: {', '.join(common) or 'as shipped'}. Beside that:", ""]
         for system, changes in written.items():
             own = [one for one in changes if one not in common]
+            own += [f"not {one}" for one in common if one not in changes]
             recipes = ", ".join(f"`{name}`" for name in plan["recipes"][system])
-            lines.append(f"- {system} ({recipes}): {', '.join(own) or 'nothing more'}")
+            lines.append(f"- {system} ({recipes}): {', '.join(own) or 'nothing'}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -136,6 +140,11 @@ def _change(key: str, before: Any, after: Any) -> str:
 
 def _how_to_read(plan: dict[str, Any]) -> str:
     folds, seeds = plan["folds"], len(plan["seeds"])
+    if folds * seeds < FEWEST:
+        return f"""## How to read the intervals
+
+The interval is Student's, over {_many(seeds, "model")}. It holds the chance of seeds, not that of the classes. So few
+models say nothing of single pairs of systems, so none are tested."""
     if folds == 1:
         return f"""## How to read the intervals and stars
 
