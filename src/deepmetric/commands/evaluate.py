@@ -81,7 +81,8 @@ def configure(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from pathlib import Path
 
-    from deepmetric.evaluation import evaluate_model
+    from deepmetric.evaluation import evaluate_embeddings, evaluate_model
+    from deepmetric.evaluation.evaluate import embed_searched
     from deepmetric.evaluation.postprocessing import parse_chain
     from deepmetric.models.load import load
 
@@ -104,7 +105,8 @@ def run(args: Namespace) -> int:
         "device": best_device(),
         "progress": True,
     }
-    scores = evaluate_model(model, items, **embedding, **options)
+    plain = embed_searched(model, items, **embedding)
+    scores = evaluate_embeddings(*plain, **options)
     beside = {}
     if args.untrained:
         assert run is not None
@@ -112,7 +114,10 @@ def run(args: Namespace) -> int:
     for text, chain in chains.items():
         if "whitening" in chain.steps:
             chain = chain._replace(training=_training_embeddings(args, chain.model(model), own, embedding))
-        beside[text] = evaluate_model(chain.model(model), items, chain=chain, **embedding, **options)
+        # Only other views of the images need other embeddings.
+        views = "views" in chain.steps
+        embedded = embed_searched(chain.model(model), items, **embedding) if views else plain
+        beside[text] = evaluate_embeddings(*embedded, chain=chain, **options)
     # A name is a benchmark's only where the whole of it is there, so part of one is compared with nothing.
     papers = run.recipe.published if run is not None and args.split == "test" else []
     published = [row for row in papers if row.data == items.name]

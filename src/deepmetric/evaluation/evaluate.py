@@ -36,16 +36,26 @@ def evaluate_model(
     Raises:
         InputError: what :func:`evaluate_embeddings` and :func:`embed_dataset` raise.
     """
-    dataset = searched(dataset)
-    x = torch.from_numpy(
-        embed_dataset(
-            model, dataset, batch_size=batch_size, workers=workers, progress=progress, device=device
-        )
+    x, dataset = embed_searched(
+        model, dataset, batch_size=batch_size, workers=workers, progress=progress, device=device
     )
+    return evaluate_embeddings(x, dataset, **options)
+
+
+def embed_searched(
+    model: nn.Module, dataset: Dataset, *, device: str | torch.device | None = None, **options: Any
+) -> tuple[torch.Tensor, Dataset]:
+    """What :func:`evaluate_embeddings` takes: embeddings of the items that are queries or in the gallery, and these.
+
+    Args:
+        options: those of :func:`~deepmetric.evaluation.embed_dataset`.
+    """
+    dataset = searched(dataset)
+    x = torch.from_numpy(embed_dataset(model, dataset, device=device, **options))
     place = device_of(model) if device is None else torch.device(device)
     if place.type == "cuda":  # other accelerators lack float64
         x = x.to(place)
-    return evaluate_embeddings(x, dataset, **options)
+    return x, dataset
 
 
 def searched(dataset: Dataset) -> Dataset:
