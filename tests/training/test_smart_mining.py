@@ -45,13 +45,15 @@ def test_an_approximate_index_finds_nearly_the_same():
     assert np.mean(common) > 0.9 * 15
 
 
-def test_a_window_slides_from_the_hardest_to_the_easiest():
+def test_a_window_slides_from_the_hardest_to_past_the_easiest():
     candidates = np.array([[5, 4, 3, 2, 1, 0], [9, 8, 7, -1, -1, -1], [6, -1, -1, -1, -1, -1], [-1] * 6])
     assert windows(candidates, 2, 0.0).tolist() == [[5, 4], [9, 8], [6, -1], [-1, -1]]
-    assert windows(candidates, 2, 1.0).tolist() == [[1, 0], [8, 7], [6, -1], [-1, -1]]
-    assert windows(candidates, 2, 0.5)[0].tolist() == [3, 2]
+    assert windows(candidates, 2, 0.67).tolist() == [[1, 0], [7, -1], [-1, -1], [-1, -1]]
+    assert windows(candidates, 2, 0.84)[0].tolist() == [0, -1]
+    assert windows(candidates, 2, 1.0).tolist() == [[-1, -1]] * 4
+    assert windows(candidates, 2, 0.5)[0].tolist() == [2, 1]
     assert windows(candidates[:, :0], 2, 0.5).tolist() == [[-1, -1]] * 4
-    assert windows(candidates, 9, 0.3)[0].tolist() == [5, 4, 3, 2, 1, 0, -1, -1, -1]
+    assert windows(candidates, 9, 0.34)[0].tolist() == [3, 2, 1, 0, -1, -1, -1, -1, -1]
 
 
 def test_furthest_of_class():
@@ -106,6 +108,17 @@ def test_without_candidates_negatives_are_random_ones(build):
     for batch in trainer.sampler:
         a, _, n = np.reshape(batch, (-1, 3)).T
         assert (labels[a] != labels[n]).all()
+
+
+def test_at_offset_1_negatives_are_of_all_other_classes(build):
+    trainer = build("--procedure.offset", "1.0")
+    assert trainer.procedure.neighbours < len(trainer.train_data)
+    trainer.procedure.refresh()
+    labels, candidates = trainer.train_data.labels, trainer.procedure.candidates
+    triplets = np.concatenate([np.reshape(batch, (-1, 3)) for batch in trainer.sampler])
+    assert (labels[triplets[:, 0]] != labels[triplets[:, 2]]).all()
+    listed = (candidates[triplets[:, 0]] == triplets[:, 2:]).any(axis=1)
+    assert not listed.all()
 
 
 def test_training_moves_the_offset_and_renews_the_index(build):

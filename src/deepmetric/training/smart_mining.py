@@ -29,8 +29,10 @@ class SmartMining(Procedure):
     Every ``index_every`` steps the training set is embedded (evaluation mode, no augmentation) and indexed with FAISS,
     and each item's ``neighbours`` nearest items are listed. Of these the ones of other classes, nearest first, are
     its candidates; every ``refresh_every`` steps the sampler gets ``window`` of them, which begin at the
-    controller's offset: at 0 the nearest, at 1 the last of the list. An item whose list has no other class draws its
-    negative at random. Positives are drawn from the ``far_positives`` furthest of the anchor's class.
+    controller's offset: at 0 with the nearest, just below 1 with the last of the list, and at 1 past its end, where
+    the negative is any item of another class, as it is for an item whose list has no other class. Without that way
+    out the controller could not get away from negatives that are too hard, for the list may be but the nearest few
+    of the training set. Positives are drawn from the ``far_positives`` furthest of the anchor's class.
 
     The controller's signal is the fraction of a step's triplets that cost something; see
     :class:`HardnessController`.
@@ -153,12 +155,12 @@ def others_by_nearness(
 
 
 def windows(candidates: np.ndarray, width: int, offset: float) -> np.ndarray:
-    """Of each row of candidates (-1 from some column on) ``width`` in a row, or all if there are fewer: [N, width].
+    """Of each row of candidates (-1 from some column on) up to ``width`` in a row, then -1: [N, width].
 
-    They begin at ``offset`` in [0, 1] of the way from the row's first to its last ``width``.
+    They begin at ``offset`` in [0, 1] of the way from the row's first to the place behind its last, where none are.
     """
     found = (candidates >= 0).sum(1, keepdims=True)
-    start = np.rint(offset * (found - width).clip(0)).astype(np.int64)
+    start = np.rint(offset * found).astype(np.int64)
     columns = start + np.arange(width)
     if not candidates.shape[1]:
         return np.full((len(candidates), width), -1, dtype=candidates.dtype)
