@@ -45,7 +45,7 @@ def references(case: dict) -> dict[str, dict]:
 @pytest.mark.parametrize("block_bytes", [2**26, 1], ids=["one-block", "small-blocks"])
 @pytest.mark.parametrize("path", RETRIEVAL, ids=lambda p: p.stem)
 def test_retrieval(path: Path, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepmetric.evaluation.neighbours.MIN_BLOCK_ROWS", 3)
+    monkeypatch.setattr("deepmetric.evaluation.neighbours.BLOCK_ROWS", 3)
     case = read(path)
     ks = next(p["value"] for p in case["parameters"] if p["peer_name"] == "K")
     gallery = {}

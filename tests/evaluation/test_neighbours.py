@@ -28,7 +28,7 @@ def test_top_values_are_those_of_topk(rows, size, share, levels, seed) -> None:
     k = max(1, int(size * share**4))
     s = torch.randint(levels, (rows, size), generator=torch.Generator().manual_seed(seed)).float()
     s[:, seed % size] = -torch.inf
-    value, index = top_values(s, k)
+    value, index = top_values(s.T.contiguous(), k)
     assert torch.equal(value, s.topk(k).values)
     assert torch.equal(s.gather(1, index), value)
     assert all(len(set(row)) == k for row in index.tolist())
@@ -37,7 +37,7 @@ def test_top_values_are_those_of_topk(rows, size, share, levels, seed) -> None:
 @pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("per_class", [2, 30, 500])
 def test_block_size_does_not_matter(per_class: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deepmetric.evaluation.neighbours.MIN_BLOCK_ROWS", 1)
+    monkeypatch.setattr("deepmetric.evaluation.neighbours.BLOCK_ROWS", 1)
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(1500) // per_class
     x = torch.randn(int(labels.max()) + 1, 32, generator=generator)[labels]

@@ -22,7 +22,7 @@ from torch import Tensor
 from deepmetric.evaluation.similarity import Reranking, Similarity, Space, prepare
 
 BLOCK_BYTES = 128 * 2**20  # smaller blocks make the matrix product slower, by a third at a quarter of this
-MIN_BLOCK_ROWS = 16  # fewer make the matrix product slow; and 16 rows are no more than the gallery itself
+BLOCK_ROWS = 16  # blocks are a multiple: others, and fewer, make the matrix product slower by half
 NEAREST = 16  # at least as many are looked at in order: most first positives are among them and need no count
 SORT_SHARE = 32  # with more positives than this part of the gallery, sorting it is faster than selecting
 BEYOND = torch.iinfo(torch.int64).max  # a rank that no metric depends on and that was not worked out
@@ -70,19 +70,20 @@ def rank_positives(
         own = gallery_classes[self_index.clamp_min(0)]
         relevant = relevant - ((self_index >= 0) & (own == query_classes)).long()
     size = len(gallery_classes)
-    block = min(len(query), max(MIN_BLOCK_ROWS, block_bytes // (size * space.gallery.element_size())))
-    buffer = space.gallery.new_empty(block, size)  # fresh memory for each block costs a fifth of the product
+    fitting = block_bytes // (size * space.gallery.element_size())
+    block = min(len(query), max(1, fitting // BLOCK_ROWS) * BLOCK_ROWS)
+    buffer = space.gallery.new_empty(block * size)  # fresh memory for each block costs a fifth of the product
     # Queries with like numbers of positives go together: one large class must not deepen every search.
     for rows in torch.argsort(relevant, stable=True).split(block):
         s = space.similarities(rows, buffer)
         if self_index is not None:
             there = (self_index[rows] >= 0).nonzero().squeeze(1)
-            s[there, self_index[rows[there]]] = -torch.inf
+            s[self_index[rows[there]], there] = -torch.inf
         yield _rank_block(s, rows, query_classes[rows], gallery_classes, members, relevant[rows], space)
 
 
 def _rank_block(
-    s: Tensor,  # [B, M]
+    s: Tensor,  # [M, B]
     rows: Tensor,
     classes: Tensor,
     gallery_classes: Tensor,
@@ -91,14 +92,14 @@ def _rank_block(
     space: Space,
 ) -> Ranks:
     most = int(relevant.max())
-    if most and most * SORT_SHARE > s.shape[1]:
+    if most and most * SORT_SHARE > len(s):
         rank = _all_ranks(s, members.similarities(s, classes), rows, space)
         ordinal = torch.arange(1, rank.shape[1] + 1, device=s.device).expand_as(rank)
         return Ranks(rows, relevant, rank[:, 0], rank, ordinal)
 
     # One more than needed shows whether the last one is tied with what was left out.
     depth = max(most, NEAREST)
-    value, index = top_values(s, min(depth + 1, s.shape[1]))
+    value, index = top_values(s, min(depth + 1, len(s)))
     positive = (gallery_classes[index] == classes[:, None]) & (value > -torch.inf)
     ordinal = positive.long().cumsum(dim=1)
 
@@ -108,12 +109,13 @@ def _rank_block(
     rank = (ordinal + negatives).masked_fill(~positive, BEYOND)
 
     # When the whole list is as similar, items outside it may be too: that rank is only a lower bound.
-    if value.shape[1] < s.shape[1]:
+    if value.shape[1] < len(s):
         open_ended = positive & (as_similar == value.shape[1])
         tied = (open_ended & (rank <= relevant[:, None])).any(dim=1).nonzero().squeeze(1)
         rank[open_ended] = BEYOND
-        for some in tied.split(MIN_BLOCK_ROWS) if len(tied) else ():
-            exact = _all_ranks(s[some], members.similarities(s[some], classes[some]), rows[some], space)
+        for some in tied.split(BLOCK_ROWS) if len(tied) else ():
+            part = s[:, some]
+            exact = _all_ranks(part, members.similarities(part, classes[some]), rows[some], space)
             rank[some] = BEYOND
             rank[some, : exact.shape[1]] = exact
             ordinal[some] = torch.arange(1, rank.shape[1] + 1, device=s.device)
@@ -121,8 +123,8 @@ def _rank_block(
     first = rank.amin(dim=1)
     deep = ((first == BEYOND) & (relevant > 0)).nonzero().squeeze(1)
     if len(deep):
-        some = deep if 2 * len(deep) < len(s) else slice(None)  # most of it: rather all than a copy
-        part = s[some]
+        some = deep if 2 * len(deep) < len(rows) else slice(None)  # most of it: rather all than a copy
+        part = s[:, some]
         counted = _first_rank(part, members.similarities(part, classes[some]), rows[some], space)
         first = first.scatter(0, deep, counted if isinstance(some, Tensor) else counted[deep])
     return Ranks(rows, relevant, first, rank, ordinal)
@@ -134,14 +136,14 @@ def _first_rank(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Ten
     positives_above = (positives >= line).sum(dim=1)
     # In place and summed as numbers, many times faster than summing a Boolean matrix. float32 counts to
     # 2**24.
-    count = s.ge_(line).sum(dim=1, dtype=s.dtype if s.shape[1] < 2**24 else torch.float64)
+    count = s.ge_(line.view(1, -1)).sum(dim=0, dtype=s.dtype if len(s) < 2**24 else torch.float64)
     return 1 + count.long() - positives_above
 
 
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:
-    """Ranks of all positives ``[B, R]`` by sorting whole rows; ``BEYOND`` where a row has fewer than R."""
+    """Ranks of all positives ``[B, R]`` by sorting all similarities; ``BEYOND`` where a query has fewer than R."""
     line = space.tie_line(positives, rows)
-    above = s.shape[1] - torch.searchsorted(_sorted(s), line)
+    above = len(s) - torch.searchsorted(_sorted(s.T.contiguous()), line)
     ordinal = torch.arange(1, positives.shape[1] + 1, device=s.device)
     positives_above = ordinal
     following = positives[:, 1:]
@@ -156,28 +158,28 @@ def _sorted(s: Tensor) -> Tensor:
 
 
 def top_values(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row ``[B, M]`` in falling order and their columns, as ``torch.topk`` has it but
-    faster.
+    """The k largest of each column of ``[M, B]`` in falling order and their rows, both ``[B, k]``, as ``torch.topk``
+    has it but faster.
 
-    Columns are dealt into groups; the k largest lie in the k groups with the largest maxima, and maxima are
+    Rows are dealt into groups; the k largest lie in the k groups with the largest maxima, and maxima are
     cheap. Of equal values any may be returned.
     """
-    size = s.shape[1]
+    size, width = s.shape
     group = int(
         (size / k) ** 0.5
     )  # makes the two remaining searches, over groups and inside them, equally long
     if group < 4:
-        value, index = s.topk(k, dim=1)
+        value, index = s.T.contiguous().topk(k, dim=1)
         return value, index
     count = size // group
-    # Group j holds the columns j, j + count, j + 2 count ...: the maximum then runs over contiguous memory.
-    maxima = s[:, : group * count].view(len(s), group, count).amax(dim=1)
-    chosen = maxima.topk(k, dim=1).indices
-    columns = chosen[:, :, None] + torch.arange(0, group * count, count, device=s.device)
-    rest = torch.arange(group * count, size, device=s.device).expand(len(s), -1)
-    columns = torch.cat([columns.flatten(1), rest], dim=1)
-    value, place = s.gather(1, columns).topk(k, dim=1)
-    return value, columns.gather(1, place)
+    # Group j holds the rows j, j + count, j + 2 count ...: the maximum then runs over contiguous memory.
+    maxima = s[: group * count].view(group, count, width).amax(dim=0)
+    chosen = maxima.T.contiguous().topk(k, dim=1).indices
+    rows = chosen[:, :, None] + torch.arange(0, group * count, count, device=s.device)
+    rest = torch.arange(group * count, size, device=s.device).expand(width, -1)
+    rows = torch.cat([rows.flatten(1), rest], dim=1)
+    value, place = s.T.gather(1, rows).topk(k, dim=1)
+    return value, rows.gather(1, place)
 
 
 class _Members:
@@ -190,9 +192,9 @@ class _Members:
         self.order = torch.argsort(gallery_classes, stable=True)
 
     def similarities(self, s: Tensor, classes: Tensor) -> Tensor:
-        """Similarities of each row's positives ``[B, R]``, falling; self and unused places are -inf, last."""
+        """Similarities ``s`` ``[M, B]`` of each query's positives ``[B, R]``, falling; self and unused places are -inf, last."""
         count = self.counts[classes]
         offset = torch.arange(int(count.max()), device=s.device)
         place = (self.starts[classes, None] + offset).clamp_max(len(self.order) - 1)
-        value = s.gather(1, self.order[place]).masked_fill(offset >= count[:, None], -torch.inf)
+        value = s.T.gather(1, self.order[place]).masked_fill(offset >= count[:, None], -torch.inf)
         return _sorted(value).flip(1)

@@ -47,8 +47,8 @@ def test_similarity_equals_sets(k1: int, k2: int, weight: float) -> None:
 
     def similarity(query: torch.Tensor, gallery: torch.Tensor | None) -> np.ndarray:
         space = KReciprocal(k1, k2, weight).prepare(query, gallery)
-        out = torch.empty(len(query), len(query if gallery is None else gallery))
-        return space.similarities(torch.arange(len(query)), out).numpy()
+        out = torch.empty(len(query) * len(query if gallery is None else gallery))
+        return space.similarities(torch.arange(len(query)), out).T.numpy()
 
     np.testing.assert_allclose(similarity(whole, None), want, atol=1e-5)
     # Queries and a gallery: neighbours among both together.

@@ -80,7 +80,7 @@ class _Space(Space):
     def similarities(self, rows: Tensor, out: Tensor) -> Tensor:
         similarity = super().similarities(rows, out)
         shared = shared_weight(self.encoded_query[rows.cpu().numpy()], self.encoded_gallery)
-        jaccard = torch.from_numpy(shared).to(similarity)
+        jaccard = torch.from_numpy(shared).T.to(similarity)
         jaccard /= 2 - jaccard  # Σ max = 2 - Σ min, as each has a sum of 1
         return similarity.mul_(self.weight).add_(jaccard, alpha=1 - self.weight)
 
