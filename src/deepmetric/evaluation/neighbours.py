@@ -192,7 +192,7 @@ class _Members:
         self.order = torch.argsort(gallery_classes, stable=True)
 
     def similarities(self, s: Tensor, classes: Tensor) -> Tensor:
-        """Similarities ``s`` ``[M, B]`` of each query's positives ``[B, R]``, falling; self and unused places are -inf, last."""
+        """Of ``s`` ``[M, B]`` each query's positives ``[B, R]``, falling; self and unused places are -inf, last."""
         count = self.counts[classes]
         offset = torch.arange(int(count.max()), device=s.device)
         place = (self.starts[classes, None] + offset).clamp_max(len(self.order) - 1)
