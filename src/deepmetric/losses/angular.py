@@ -12,6 +12,7 @@ from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
 from deepmetric.losses.streamed.comparison import unit_rows
+from deepmetric.losses.streamed.products import triangle_softplus
 
 
 class AngularLoss(PairLoss):
@@ -30,8 +31,9 @@ class AngularLoss(PairLoss):
         alpha: α in degrees, above 0 and below 90; the paper has 36 to 55.
 
     An anchor without positives has no term; without negatives its terms are 0. Without any pair the loss is 0
-    with zero gradient. Range [0, ∞). Every positive pair has a sum of its own over the references, so time grows
-    with the number of positive pairs, where other losses take one sum an anchor.
+    with zero gradient. Range [0, ∞). Every positive pair has a sum of its own over the references: time grows with
+    the number of distinct positives beside the anchors (streamed/products.py), and where α is above 69.9 degrees (82.8
+    in float64) or the batch is small with the number of pairs.
 
     GPW weight (before the divisor), of each positive pair, with π_n = e_n / (1 + Σe): 2 (1 + tan²α) Σπ on a·p,
     4 tan²α π_n on a·n and on p·n.
@@ -54,30 +56,38 @@ class AngularLoss(PairLoss):
     def of_batch(self, batch: Batch) -> Tensor:
         tangent = math.tan(math.radians(self.alpha)) ** 2
         pairs = Comparison(*batch)
-        positives = pairs.positive_list
-        anchor, ref = positives.anchor, positives.ref
-        positive = pairs.refs[ref].to(pairs.anchors.dtype)
-        if pairs.normalize_refs:
-            positive = unit_rows(positive)
-        # Each pair is an anchor of its own, over several processes too.
-        anchor, values, centre = (
-            positives.everywhere(part)
-            for part in (anchor, positives.values, 4 * tangent * (pairs.anchors[anchor] + positive))
-        )
-        centres = Comparison(
-            centre,
-            batch.labels[anchor],
-            pairs.refs,
-            batch.ref_labels,
-            batch.own[anchor] if batch.own is not None else None,
-            batch.processes,
-            normalize=False,
-        )
-        # The centres keep their length, the references are brought to unit length tile by tile.
-        centres.normalize_refs = pairs.normalize_refs
-        others = centres.negatives.logsumexp(1.0)
-        costs = softplus(others - 2 * (1 + tangent) * values, threshold=40.0)
-        return costs.sum() / max(len(costs), 1)
+        scale, threshold = 4 * tangent, 2 * (1 + tangent) * pairs.positive_list.values
+        if pairs.small or not pairs.metric(2 * scale).in_range(pairs.anchors.dtype):
+            total, number = _pair_by_pair(batch, pairs, scale, threshold)
+        else:
+            total, number = triangle_softplus(pairs, scale, threshold)
+        return total / max(number, 1)
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}"
+
+
+def _pair_by_pair(batch: Batch, pairs: Comparison, scale: float, threshold: Tensor) -> tuple[Tensor, int]:
+    """:func:`triangle_softplus` with each pair as an anchor of its own: for a small problem, and for angles whose
+    exponents need a maximum taken off."""
+    positives = pairs.positive_list
+    positive = pairs.refs[positives.ref].to(pairs.anchors.dtype)
+    if pairs.normalize_refs:
+        positive = unit_rows(positive)
+    anchor, threshold, centre = (
+        positives.everywhere(part)
+        for part in (positives.anchor, threshold, scale * (pairs.anchors[positives.anchor] + positive))
+    )
+    centres = Comparison(
+        centre,
+        batch.labels[anchor],
+        pairs.refs,
+        batch.ref_labels,
+        batch.own[anchor] if batch.own is not None else None,
+        batch.processes,
+        normalize=False,
+    )
+    # The centres keep their length, the references are brought to unit length tile by tile.
+    centres.normalize_refs = pairs.normalize_refs
+    costs = softplus(centres.negatives.logsumexp(1.0) - threshold, threshold=40.0)
+    return costs.sum(), len(costs)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from deepmetric.losses.sampling import distance_log_weight
 from deepmetric.losses.streamed import Comparison
+from deepmetric.losses.streamed.products import triangle_softplus
 
 softplus = lambda z: F.softplus(z, threshold=100.0)
 
@@ -199,18 +200,14 @@ def intra_pair(c, e=0.01):
 def angular(c, alpha=40.0):
     t2 = math.tan(math.radians(alpha)) ** 2
     p = c.positive_list
-    a, q = c.anchors[p.anchor], c.refs[p.ref]
-    pair = Comparison(
-        4 * t2 * (a + q),
-        c.labels[p.anchor],
-        c.refs,
-        c.ref_labels,
-        None,
-        normalize=False,
-        width=c.width,
-        listed=c.listed,
-    )
-    return softplus(pair.negatives.logsumexp(1.0) - 2 * (1 + t2) * (a * q).sum(1)).mean()
+    threshold = 2 * (1 + t2) * p.values
+    if isinstance(c, Comparison):
+        total, number = triangle_softplus(c, 4 * t2, threshold)
+        return total / max(number, 1)
+    # The dense truth: a row for each pair.
+    exponent = 4 * t2 * (c.value[p.anchor] + c.refs[p.ref] @ c.refs.T)
+    others = torch.where(c.negative[p.anchor], exponent.exp(), 0).sum(1)
+    return torch.log1p(others * (-threshold).exp()).sum() / max(len(others), 1)
 
 
 def ranked_list(c, m=0.4, T=5.0, alpha=1.2, Tp=0.0, lam=0.5):  # distance

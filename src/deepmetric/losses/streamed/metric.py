@@ -46,6 +46,10 @@ class Metric(NamedTuple):
             return float("inf")
         return abs(self.scale) * {"dot": 1.0, "squared": 4.0, "distance": 2.0}[self.kind]
 
+    def in_range(self, dtype: torch.dtype) -> bool:
+        """Whether exp of a scaled value, times as many pairs as there may be, neither overflows nor vanishes."""
+        return self.bound() <= (60 if dtype == torch.float32 else 500)
+
     def anchors(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Anchors [n, d] with what is constant already multiplied in; their squared norms [n, 1] where needed."""
         inside = 1.0 if self.kind == "distance" else self.scale  # a square root comes between

@@ -58,10 +58,7 @@ class Side:
         hardest: bool,
         slope: sums.Elementwise | None = None,
     ) -> list[Tensor]:
-        # exp of twice this, times as many pairs as there may be, stays in range.
-        bounded = self.pairs.metric(scale).bound() <= (
-            60 if self.pairs.anchors.dtype == torch.float32 else 500
-        )
+        bounded = self.pairs.metric(scale).in_range(self.pairs.anchors.dtype)
         scale = 1.0 if fn is not None else scale * LOG2E
         mined = beyond is not None
         if beyond is not None:
