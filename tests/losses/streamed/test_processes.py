@@ -19,7 +19,7 @@ forms = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(forms)
 NAMES = ["contrastive cosine", "contrastive linear", "triplet hard", "triplet all", "triplet semi-hard",
          "triplet band soft", "intra-pair variance", "lifted general", "lifted Deep_Metric",
-         "binomial", "margin", "NCA", "multi-similarity", "multi-similarity, steep", "NT-Xent", "SupCon",
+         "binomial", "margin", "NCA", "multi-similarity", "multi-similarity, steep", "NT-Xent", "SupCon", "angular",
          "circle", "tuplet margin", "general pair weighting"]
 N = [5, 4, 7]  # anchors of each process: unequal on purpose
 M = [11, 3, 20]

@@ -113,7 +113,19 @@ class Ends:
 
     @cached_property
     def _matches(self) -> Matches:
-        return match(self.labels, self.pairs.ref_labels, self.pairs.listed)
+        """The references of the ends' classes, all of which are some anchor's class."""
+        pairs, known = self.pairs, self.pairs.matches
+        if known.ref is not None:
+            near = known.ref.unique()
+        else:
+            assert known.ref_class is not None
+            near = (known.ref_class >= 0).nonzero()[:, 0]
+        found = match(self.labels, pairs.ref_labels[near], pairs.listed)
+        if found.ref is not None:
+            return found._replace(ref=near[found.ref])
+        assert found.ref_class is not None
+        ref_class = torch.full_like(pairs.ref_labels, -1, dtype=torch.int64)
+        return found._replace(ref_class=ref_class.index_copy(0, near, found.ref_class))
 
     def hidden(self, rows: slice, width: int) -> Hidden:
         """The references that are no negatives of the ends ``rows``: those of their class and own copies."""

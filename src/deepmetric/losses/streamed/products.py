@@ -106,19 +106,25 @@ def _chunks(job: Job, rows: Tensor, refs: Tensor) -> Iterator[_Chunk]:
         longest = int(processes.max_(torch.tensor(longest, device=rows.device)))
     kept = KEPT * (16 if rows.is_cuda else 1) // rows.element_size()  # on a GPU tiles are larger too
     most = kept // max(longest, 1)
-    space, norms = Buffers(rows, 0), None
-    if job.pairs.normalize_refs:
-        parts = [torch.linalg.vector_norm(part.to(rows.dtype), dim=1) for part in refs.split(8192)]
-        norms = torch.cat(parts)[:, None]
-        norms.add_(norms == 0)
+    space, norms = Buffers(rows, 0), _norms(refs, rows.dtype) if job.pairs.normalize_refs else None
+    every = rows.new_empty(min(kept, len(rows) * len(refs)))
     row = entry = 0
     for blocks in job.ends.chunks(most if most >= FEWEST else MOST):
         chunk = _Chunk(job, blocks, row, entry)
         chunk.ends, chunk.refs, chunk.norms, chunk.space = rows[chunk.rows], refs, norms, space
-        if len(chunk.ends) * len(refs) <= kept:
-            chunk.kept = space(0, len(chunk.ends), len(refs)).view(-1)
+        if len(chunk.ends) * len(refs) <= len(every):
+            chunk.kept = every
         yield chunk
         row, entry = chunk.rows.stop, chunk.entries.stop
+
+
+def _norms(refs: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What references are divided by [M, 1]; None where all are unit rows but for rounding, as a model leaves them."""
+    parts = [torch.linalg.vector_norm(part.to(dtype), dim=1) for part in refs.split(8192)]
+    norms = torch.cat(parts)[:, None]
+    if bool(((norms - 1).abs() <= 4 * torch.finfo(dtype).eps).all()):
+        return None
+    return norms.add_(norms == 0)
 
 
 class _Chunk:
@@ -140,7 +146,9 @@ class _Chunk:
 
     def _tiles(self, *, again: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """References of a tile, as unit rows, and E of the chunk's ends; ``again``: as kept, if it was kept."""
-        n, width = len(self.ends), self.job.pairs.width or tile_width(len(self.ends), self.ends)
+        n = len(self.ends)
+        # The many small products are worth a tile that is wider than others.
+        width = self.job.pairs.width or 2 * tile_width(n, self.ends)
         scaled = self.ends * (self.job.scale * LOG2E)
         hidden = self.job.ends.hidden(self.rows, width)
         for lo in range(0, len(self.refs), width):
