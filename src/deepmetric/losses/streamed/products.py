@@ -118,12 +118,10 @@ def _chunks(job: Job, rows: Tensor, refs: Tensor) -> Iterator[_Chunk]:
         row, entry = chunk.rows.stop, chunk.entries.stop
 
 
-def _norms(refs: Tensor, dtype: torch.dtype) -> Tensor | None:
-    """What references are divided by [M, 1]; None where all are unit rows but for rounding, as a model leaves them."""
-    parts = [torch.linalg.vector_norm(part.to(dtype), dim=1) for part in refs.split(8192)]
-    norms = torch.cat(parts)[:, None]
-    if bool(((norms - 1).abs() <= 4 * torch.finfo(dtype).eps).all()):
-        return None
+def _norms(refs: Tensor, dtype: torch.dtype) -> Tensor:
+    """What references are divided by [M, 1], computed once for all ways over them."""
+    parts = [torch.linalg.vector_norm(part.to(dtype), dim=1, keepdim=True) for part in refs.split(8192)]
+    norms = torch.cat(parts)
     return norms.add_(norms == 0)
 
 
