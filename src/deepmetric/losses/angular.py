@@ -11,8 +11,8 @@ from deepmetric.errors import InputError
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.streamed import Comparison
-from deepmetric.losses.streamed.comparison import unit_rows
 from deepmetric.losses.streamed.products import triangle_softplus
+from deepmetric.losses.streamed.rows import unit_rows
 
 
 class AngularLoss(PairLoss):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.streamed.comparison import unit_rows
+from deepmetric.losses.streamed.rows import unit_rows
 
 Form = Literal["distance", "squared_distance", "cosine"]
 

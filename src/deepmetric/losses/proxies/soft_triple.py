@@ -12,7 +12,7 @@ from deepmetric.errors import InputError
 from deepmetric.losses.proxies.base import ClassBatch
 from deepmetric.losses.proxies.pools import Softmax
 from deepmetric.losses.proxies.softmax import SoftmaxLoss
-from deepmetric.losses.streamed.comparison import unit_rows
+from deepmetric.losses.streamed.rows import unit_rows
 
 # Numbers of a block of classes whose centres are compared with each other at a time.
 BLOCK = 2**20

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.streamed.comparison import unit_rows
 from deepmetric.losses.streamed.dense import value_matrix
+from deepmetric.losses.streamed.rows import unit_rows
 
 # Comparisons held at once: 8 MiB in float32 for each of the handful of tensors that a loss makes of them.
 AT_ONCE = 2**21

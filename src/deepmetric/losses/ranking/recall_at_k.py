@@ -12,7 +12,7 @@ from deepmetric.losses.base import PairLoss
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.ranking.ranked import Block, Ranked
 from deepmetric.losses.ranking.simix import similarity_mixup
-from deepmetric.losses.streamed.comparison import unit_rows
+from deepmetric.losses.streamed.rows import unit_rows
 
 
 class RecallAtKLoss(PairLoss):

@@ -13,6 +13,7 @@ from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
 from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.streamed.rows import unit_rows
 from deepmetric.losses.streamed.side import Side, inverse
 from deepmetric.losses.streamed.tiles import Group, HiddenClasses, HiddenPairs, tile_width
 
@@ -293,12 +294,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device_type=device.type, enabled=False)
     return nullcontext()
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows [N, d] divided by their L2 norm; a zero row stays zero, with a finite gradient."""
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, 1)
 
 
 def _by_rank(row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ TRIPLETS = 2**18
 
 def value_matrix(x: Tensor, refs: Tensor, kind: Kind, unit: bool) -> Tensor:
     """Values [N, M] of all pairs, differentiable; distances below rounding are 0 with derivative 0."""
-    product = x @ refs.T
+    product = _Gram.apply(x) if refs is x else x @ refs.T
     if kind == "dot":
         return product
     eps = 16 * torch.finfo(x.dtype).eps
@@ -207,6 +207,21 @@ class MatrixSide:
 
     def sample(self, log_weight: Elementwise, draws: int, generator: torch.Generator | None = None) -> Tensor:
         return self.tiled().sample(log_weight, draws, generator)
+
+
+class _Gram(torch.autograd.Function):
+    """x xᵀ with one product in backward in place of two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.T
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return (grad + grad.T) @ x
 
 
 class _WithSlopes(torch.autograd.Function):

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from deepmetric.losses.streamed.comparison import Comparison, unit_rows
+from deepmetric.losses.streamed.comparison import Comparison
 from deepmetric.losses.streamed.matching import Matches, match
+from deepmetric.losses.streamed.rows import unit_rows
 from deepmetric.losses.streamed.side import inverse
 from deepmetric.losses.streamed.tiles import Hidden, HiddenClasses, HiddenPairs
 
