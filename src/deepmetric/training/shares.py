@@ -29,7 +29,8 @@ def clip_gradients(optimizer: Optimizer, loss: nn.Module, max_norm: float) -> No
     if not shares:
         nn.utils.clip_grad_norm_(parameters, max_norm)
         return
-    squared = torch.stack([p.grad.norm() ** 2 for p in parameters if p not in shares]).sum()
+    whole = [p.grad.norm() ** 2 for p in parameters if p not in shares]  # none where all else is frozen
+    squared = torch.stack([*whole, parameters[0].new_zeros(())]).sum()
     for parameter, module in shares.items():
         assert parameter.grad is not None
         assert module.processes is not None
