@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -143,7 +142,7 @@ def _first_rank(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Ten
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:
     """Ranks of all positives ``[B, R]`` by sorting all similarities; ``BEYOND`` where a query has fewer than R."""
     line = space.tie_line(positives, rows)
-    above = len(s) - torch.searchsorted(_sorted(s.T.contiguous()), line)
+    above = len(s) - torch.searchsorted(_sort_(s.T.clone(memory_format=torch.contiguous_format)), line)
     ordinal = torch.arange(1, positives.shape[1] + 1, device=s.device)
     positives_above = ordinal
     following = positives[:, 1:]
@@ -152,9 +151,12 @@ def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tens
     return (ordinal + above - positives_above).masked_fill(positives == -torch.inf, BEYOND)
 
 
-def _sorted(s: Tensor) -> Tensor:
-    """Rows in rising order. NumPy does it on the CPU several times faster than torch."""
-    return s.sort(dim=1).values if s.is_cuda else torch.from_numpy(np.sort(s.numpy(), axis=1))
+def _sort_(s: Tensor) -> Tensor:
+    """Rows in rising order, in place. NumPy does it on the CPU several times faster than torch."""
+    if s.device.type != "cpu":
+        return s.copy_(s.sort(dim=1).values)
+    s.numpy().sort(axis=1)
+    return s
 
 
 def top_values(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -197,4 +199,4 @@ class _Members:
         offset = torch.arange(int(count.max()), device=s.device)
         place = (self.starts[classes, None] + offset).clamp_max(len(self.order) - 1)
         value = s.T.gather(1, self.order[place]).masked_fill(offset >= count[:, None], -torch.inf)
-        return _sorted(value).flip(1)
+        return _sort_(value).flip(1)
