@@ -13,6 +13,7 @@ from deepmetric.benchmark.findings import findings
 from deepmetric.benchmark.scores import METRICS, Results, read_results
 
 FEWEST = 4  # models of a system from which on systems are compared pair by pair: with fewer hardly any pair can differ
+WIDEST = 20  # systems up to which the page has a table of all pairs; significance.csv has them always
 
 
 def write_report(out: Path, page: Path | None = None) -> Results:
@@ -104,13 +105,13 @@ def _of_data(results: Results, name: str, page: Path) -> str:
             "Percent; mean over seeds ± half of the 95% t interval over them (none for one seed), and the 95% interval "
             f"over resampled test classes.\n\n{tables.score_table(concatenated, 'seeds')}",
         ]
-    if single_pairs:
+    if single_pairs and len(separated) <= WIDEST:
         parts += [
             f"### {name}: which systems differ",
             f"Each model alone:\n\n{tables.pair_table(single_pairs)}",
         ]
-    if joint_pairs:
-        parts.append(f"Side by side:\n\n{tables.pair_table(joint_pairs)}")
+        if joint_pairs:
+            parts.append(f"Side by side:\n\n{tables.pair_table(joint_pairs)}")
     return "\n\n".join(parts)
 
 
