@@ -23,6 +23,7 @@ from deepmetric.evaluation.similarity import Reranking, Similarity, Space, prepa
 BLOCK_BYTES = 128 * 2**20  # smaller blocks make the matrix product slower, by a third at a quarter of this
 BLOCK_ROWS = 16  # blocks are a multiple: others, and fewer, make the matrix product slower by half
 NEAREST = 16  # at least as many are looked at in order: most first positives are among them and need no count
+COUNTED = 2048  # gallery items compared at a time
 SORT_SHARE = 32  # with more positives than this part of the gallery, sorting it is faster than selecting
 BEYOND = torch.iinfo(torch.int64).max  # a rank that no metric depends on and that was not worked out
 
@@ -113,8 +114,7 @@ def _rank_block(
         tied = (open_ended & (rank <= relevant[:, None])).any(dim=1).nonzero().squeeze(1)
         rank[open_ended] = BEYOND
         for some in tied.split(BLOCK_ROWS) if len(tied) else ():
-            part = s[:, some]
-            exact = _all_ranks(part, members.similarities(part, classes[some]), rows[some], space)
+            exact = _all_ranks(s[:, some], members.similarities(s, classes[some], some), rows[some], space)
             rank[some] = BEYOND
             rank[some, : exact.shape[1]] = exact
             ordinal[some] = torch.arange(1, rank.shape[1] + 1, device=s.device)
@@ -122,21 +122,23 @@ def _rank_block(
     first = rank.amin(dim=1)
     deep = ((first == BEYOND) & (relevant > 0)).nonzero().squeeze(1)
     if len(deep):
-        some = deep if 2 * len(deep) < len(rows) else slice(None)  # most of it: rather all than a copy
-        part = s[:, some]
-        counted = _first_rank(part, members.similarities(part, classes[some]), rows[some], space)
-        first = first.scatter(0, deep, counted if isinstance(some, Tensor) else counted[deep])
+        best = members.similarities(s, classes[deep], deep)
+        first = first.index_copy(0, deep, _first_rank(s, best, deep, rows[deep], space))
     return Ranks(rows, relevant, first, rank, ordinal)
 
 
-def _first_rank(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:
-    """Rank of the best positive by counting. ``s`` is overwritten."""
+def _first_rank(s: Tensor, positives: Tensor, columns: Tensor, rows: Tensor, space: Space) -> Tensor:
+    """Rank of the best positive by counting, for the queries in ``columns`` of ``s``."""
     line = space.tie_line(positives[:, :1], rows)
     positives_above = (positives >= line).sum(dim=1)
-    # In place and summed as numbers, many times faster than summing a Boolean matrix. float32 counts to
-    # 2**24.
-    count = s.ge_(line.view(1, -1)).sum(dim=0, dtype=s.dtype if len(s) < 2**24 else torch.float64)
-    return 1 + count.long() - positives_above
+    # All columns: to copy some of them out takes longer. Part by part, compared and summed as numbers in the
+    # cache, which is many times faster than a Boolean matrix.
+    lines = line.new_full((1, s.shape[1]), torch.inf)
+    lines[0, columns] = line[:, 0]
+    count, above = torch.zeros_like(lines[0]).long(), s.new_empty(COUNTED, s.shape[1])
+    for part in s.split(COUNTED):
+        count += torch.ge(part, lines, out=above[: len(part)]).sum(dim=0).long()
+    return 1 + count[columns] - positives_above
 
 
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:
@@ -193,10 +195,13 @@ class _Members:
         self.starts = self.counts.cumsum(0) - self.counts
         self.order = torch.argsort(gallery_classes, stable=True)
 
-    def similarities(self, s: Tensor, classes: Tensor) -> Tensor:
-        """Of ``s`` ``[M, B]`` each query's positives ``[B, R]``, falling; self and unused places are -inf, last."""
+    def similarities(self, s: Tensor, classes: Tensor, columns: Tensor | None = None) -> Tensor:
+        """The positives ``[B, R]`` of the queries in ``columns`` of ``s``, falling; self and unused places are -inf,
+        last. ``columns`` None: all."""
         count = self.counts[classes]
         offset = torch.arange(int(count.max()), device=s.device)
         place = (self.starts[classes, None] + offset).clamp_max(len(self.order) - 1)
-        value = s.T.gather(1, self.order[place]).masked_fill(offset >= count[:, None], -torch.inf)
+        if columns is None:
+            columns = torch.arange(s.shape[1], device=s.device)
+        value = s[self.order[place], columns[:, None]].masked_fill(offset >= count[:, None], -torch.inf)
         return _sort_(value).flip(1)
