@@ -84,9 +84,8 @@ same for all systems unless listed under *Changes to the recipes* or set in a sy
 def _of_data(results: Results, name: str, page: Path) -> str:
     scores, folds = results.data[name], results.plan["folds"]
     separated, concatenated = compare.separated_rows(scores), compare.concatenated_rows(scores)
-    single_pairs, joint_pairs = compare.separated_pairs(scores, folds), compare.concatenated_pairs(scores)
-    if folds * len(results.plan["seeds"]) < FEWEST:
-        single_pairs = []
+    enough = folds * len(results.plan["seeds"]) >= FEWEST
+    single_pairs = compare.separated_pairs(scores, folds) if enough else []
     for suffix in (".png", ".svg"):
         figure.draw(page.with_name(f"{page.stem}-{name}{suffix}"), name, separated, concatenated)
     assert scores.test is not None
@@ -110,7 +109,7 @@ def _of_data(results: Results, name: str, page: Path) -> str:
             f"### {name}: which systems differ",
             f"Each model alone:\n\n{tables.pair_table(single_pairs)}",
         ]
-        if joint_pairs:
+        if joint_pairs := compare.concatenated_pairs(scores):
             parts.append(f"Side by side:\n\n{tables.pair_table(joint_pairs)}")
     return "\n\n".join(parts)
 
