@@ -116,3 +116,31 @@ def test_copies_are_independent() -> None:
             parameter.zero_()
     torch.testing.assert_close(model(images), before)
     assert not torch.allclose(twin(images), before)
+
+
+class Layouts(nn.Module):
+    """Notes in which layout its images come; one that flattens its map by ``view``, as older networks do."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, stride=2)
+        self.flat = flat
+        self.last: bool | None = None
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.last = images.is_contiguous(memory_format=torch.channels_last)
+        maps = self.conv(images)
+        return maps.view(len(maps), -1) if self.flat else maps
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("images", [IMAGES, IMAGES / 255, IMAGES[:1]], ids=["uint8", "float", "one"])
+def test_channels_last_where_the_backbone_takes_it(flat: bool, images: torch.Tensor) -> None:
+    model = EmbeddingModel(f"{__name__}.Layouts", {"flat": flat}, size=32, embedding_dim=5)
+    embeddings = model(images)
+    assert model.backbone.last is not flat
+    normalised = images if images.is_floating_point() else (images / 255 - model.mean) / model.std
+    features = model.backbone(normalised.contiguous())
+    torch.testing.assert_close(embeddings, nn.functional.normalize(model.head(model.pooling(features))))
+    embeddings.sum().backward()
+    assert model.backbone.conv.weight.grad is not None

@@ -80,7 +80,7 @@ class FolderFiles:
         return found
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return os.path.join(self.root, name)
 
     def read(self, name: str) -> bytes:
         try:
@@ -126,7 +126,7 @@ class ZipFiles:
         return [name in self._members for name in names]
 
     def path(self, name: str) -> str:
-        return str(self.root / name)
+        return os.path.join(self.root, name)
 
     def read(self, name: str) -> bytes:
         try:

@@ -110,16 +110,18 @@ class _Fetch:
 
     def __getitems__(self, batch: list[int] | list[Draw]) -> Batch | InputError:
         try:
-            return self._collate([self._item(key) for key in batch])
+            if not isinstance(batch[0], tuple):
+                return self._collate([self.dataset[index] for index in cast("list[int]", batch)])
+            with _random_state_put_back():
+                return self._collate([self._augmented(*key) for key in cast("list[Draw]", batch)])
         except InputError as error:
             return error
 
-    def _item(self, key: int | Draw) -> Item:
-        if not isinstance(key, tuple):
-            return self.dataset[key]
-        draw, index = key
-        with _random_state(self.seed, draw):
-            return self.dataset[index]
+    def _augmented(self, draw: int, index: int) -> Item:
+        seed = np.random.SeedSequence([self.seed, draw]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        # The CPU generator alone: torch.manual_seed would also reset the GPU's, which the model is using.
+        torch.default_generator.manual_seed(int(seed))
+        return self.dataset[index]
 
     def _collate(self, items: list[Item]) -> Batch:
         first = items[0]
@@ -141,14 +143,9 @@ class _Fetch:
 
 
 @contextmanager
-def _random_state(seed: int, draw: int) -> Iterator[None]:
-    # The CPU generator alone: torch.manual_seed would also reset the GPU's, which the model is using.
-    generator = torch.default_generator
-    before = generator.get_state()
-    generator.manual_seed(
-        int(np.random.SeedSequence([seed, draw]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    )
+def _random_state_put_back() -> Iterator[None]:
+    before = torch.default_generator.get_state()
     try:
         yield
     finally:
-        generator.set_state(before)
+        torch.default_generator.set_state(before)
