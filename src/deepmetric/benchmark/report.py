@@ -145,14 +145,19 @@ def _how_to_read(plan: dict[str, Any]) -> str:
 
 The interval is Student's, over {_many(seeds, "model")}. It holds the chance of seeds, not that of the classes. So few
 models say nothing of single pairs of systems, so none are tested."""
+    where = (
+        "A star marks one that is."
+        if len(plan["systems"]) <= WIDEST
+        else "All pairs are in the report's `significance.csv`."
+    )
     if folds == 1:
-        return f"""## How to read the intervals and stars
+        return f"""## How to read the intervals and tests
 
 - The interval is Student's, over {_many(seeds, "model")}. It holds the chance of seeds, not that of the classes.
-- *Stars*: two systems are compared seed by seed (the same initial weights and batches where the model is the same) by a
-  paired t-test, p adjusted by Holm over all pairs of the table; with few seeds it finds only large differences.
-- A difference without a star is not shown to be none."""
-    return f"""## How to read the intervals and stars
+- Two systems are compared seed by seed (the same initial weights and batches where the model is the same) by a paired
+  t-test, p adjusted by Holm over all pairs. With few seeds it finds only large differences.
+- A difference that is not found is not shown to be none. {where}"""
+    return f"""## How to read the intervals and tests
 
 - *Each model alone*: the interval is Student's, over the {folds * seeds} models. It holds the chance of seeds and of
   which classes were trained on, not that of the test classes. Models of different folds share training classes, so they
@@ -160,13 +165,13 @@ models say nothing of single pairs of systems, so none are tested."""
   interval over ten repetitions.
 - *Side by side*: the interval over seeds says how far another training would move the figure; with few seeds it is wide
   because t is. The interval over test classes says how far other classes would. Both chances are there at once.
-- *Stars, each model alone*: two systems are compared model by model (same seed and fold, so the same initial weights
+- *Tests, each model alone*: two systems are compared model by model (same seed and fold, so the same initial weights
   and batches where the model is the same) by a t-test with the variance corrected for the folds' shared classes
   (Nadeau and Bengio 2003), p adjusted by Holm over all pairs of the table. The correction is a rule of thumb, made for
   scores on the folds themselves; it errs towards finding no difference.
-- *Stars, side by side*: MAP@R on the same resampled test classes ({compare.RESAMPLES:,} resamples, seeds averaged), p
+- *Tests, side by side*: MAP@R on the same resampled test classes ({compare.RESAMPLES:,} resamples, seeds averaged), p
   adjusted by Holm. It knows nothing of the chance in training: a difference that it finds is one between these models.
-- A difference without a star is not shown to be none.
+- A difference that is not found is not shown to be none. {where}
 - Side by side is an ensemble of {folds} models: compare it with ensembles alone."""
 
 
