@@ -211,8 +211,8 @@ class EmbeddingModel(
         self.eval()
         size = self.preprocessing.size
         images = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
-        # On a CPU a network takes 0.6 to 1.0 of its time in this layout (benchmarks/layout.py); one that calls view() on
-        # its maps cannot have it.
+        # On a CPU a network takes 0.6 to 1.0 of its time in this layout (benchmarks/layout.py); one that calls view()
+        # on its maps cannot have it.
         self._layout = torch.channels_last
         try:
             try:
