@@ -189,7 +189,8 @@ class EmbeddingModel(
             raise InputError(
                 f"images are {images.dtype}; expected uint8 (0-255), or floating and already normalised"
             )
-        images = images.contiguous(memory_format=self._layout if images.is_cpu else torch.contiguous_format)
+        if images.is_cpu:
+            images = images.contiguous(memory_format=self._layout)
         if images.is_floating_point():
             return images
         normalised = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
