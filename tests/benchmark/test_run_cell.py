@@ -9,9 +9,10 @@ from threading import Barrier
 
 import numpy as np
 import pytest
+import yaml
 
 from deepmetric.benchmark.plan import read_plan
-from deepmetric.benchmark.run_cell import keep_test_items
+from deepmetric.benchmark.run_cell import check_same, keep_test_items
 from deepmetric.benchmark.search_space import as_recipe, distributions
 from deepmetric.benchmark.tune import tune
 from deepmetric.data import Dataset
@@ -36,6 +37,15 @@ def test_workers_that_end_together_keep_one_list_of_test_items(tmp_path: Path):
             assert len(set(pool.map(keep, range(workers)))) == 1
     with pytest.raises(InputError, match="are others than when this benchmark began"):
         keep_test_items(items(10), "items", tmp_path / "0")
+
+
+def test_a_corrected_figure_of_a_paper_is_no_other_setting(tmp_path: Path):
+    begun = {"loss": {"class_path": "L", "init_args": {"margin": 0.1}}, "published": [{"scores": {"recall@1": 65.7}}]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(begun))
+    (tmp_path / "result.json").write_text("{}")
+    check_same(tmp_path, begun | {"published": []})
+    with pytest.raises(InputError, match="begun with other settings: loss.margin was 0.1, now 0.2"):
+        check_same(tmp_path, begun | {"loss": {"class_path": "L", "init_args": {"margin": 0.2}}})
 
 
 def test_one_fold_cannot_be_tuned(plan_file: Path, tmp_path: Path):

@@ -48,10 +48,13 @@ def of_cell(recipe: dict[str, Any], fold: int, folds: int, seed: int) -> dict[st
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """What ``after`` has otherwise than ``before``; where files lie on this machine does not count."""
+    """What ``after`` has otherwise than ``before``, of all that acts on a run.
+
+    Where files lie on this machine does not count, nor do a paper's figures, which may be corrected while a run is on.
+    """
     old, new = flat(before), flat(after)
     found = [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [change for change in found if not _is_path(change[2])]
+    return [(key, *values) for key, *values in found if not _is_path(values[1]) and not _is_quoted(key)]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -73,6 +76,10 @@ def _read(arguments: list[str]) -> dict[str, Any]:
     parser = recipe_parser()
     _, values = parse_recipe(arguments, parser)
     return yaml.safe_load(dump_recipe(parser, values))
+
+
+def _is_quoted(key: str) -> bool:
+    return key.rpartition(".")[2] == "published"
 
 
 def _is_path(value: Any) -> bool:
