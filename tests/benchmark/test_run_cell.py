@@ -40,11 +40,14 @@ def test_workers_that_end_together_keep_one_list_of_test_items(tmp_path: Path):
 
 
 def test_a_corrected_figure_of_a_paper_is_no_other_setting(tmp_path: Path):
-    begun = {"loss": {"class_path": "L", "init_args": {"margin": 0.1}}, "published": [{"scores": {"recall@1": 65.7}}]}
+    begun = {
+        "loss": {"class_path": "L", "init_args": {"margin": 0.1}},
+        "published": [{"scores": {"recall@1": 65.7}}],
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(begun))
     (tmp_path / "result.json").write_text("{}")
     check_same(tmp_path, begun | {"published": []})
-    with pytest.raises(InputError, match="begun with other settings: loss.margin was 0.1, now 0.2"):
+    with pytest.raises(InputError, match=r"begun with other settings: loss\.margin was 0\.1, now 0\.2"):
         check_same(tmp_path, begun | {"loss": {"class_path": "L", "init_args": {"margin": 0.2}}})
 
 

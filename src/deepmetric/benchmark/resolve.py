@@ -54,7 +54,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     """
     old, new = flat(before), flat(after)
     found = [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [(key, *values) for key, *values in found if not _is_path(values[1]) and not _is_quoted(key)]
+    return [change for change in found if not _is_path(change[2]) and not _is_quoted(change[0])]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
