@@ -11,21 +11,24 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from sklearn.metrics import roc_auc_score
-from sklearn.preprocessing import normalize
+from torch.nn.functional import normalize
 
 
 def pair_auc(embeddings: np.ndarray, labels: np.ndarray, sample: int = 4000) -> float:
     """Area under the ROC curve of the cosines of all pairs among up to ``sample`` items, those of the first classes."""
     chosen = np.argsort(labels, kind="stable")[:sample]
-    rows = normalize(embeddings[chosen].astype(np.float32))
+    rows = normalize(torch.from_numpy(embeddings[chosen]).float()).numpy()
     first, second = np.triu_indices(len(rows), 1)
     same = labels[chosen][first] == labels[chosen][second]
     return float(roc_auc_score(same, (rows @ rows.T)[first, second]))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder of the benchmark")
     parser.add_argument("data")
     parser.add_argument("systems", nargs="+")
