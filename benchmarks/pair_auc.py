@@ -36,6 +36,8 @@ def main() -> None:
     labels = np.load(arguments.out / "data" / f"{arguments.data}.npz")["labels"]
     for system in arguments.systems:
         files = sorted((arguments.out / "cells" / arguments.data / system).glob("*/test_embeddings.npy"))
+        if not files:
+            parser.error(f"{arguments.out} has no finished model of {system} on {arguments.data}")
         areas = [pair_auc(np.load(file), labels) for file in files]
         print(f"{system:24}{np.mean(areas):8.4f}  ({min(areas):.4f} - {max(areas):.4f}, {len(areas)} models)")
 
