@@ -13,7 +13,7 @@ from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.rows import unit_rows
+from deepmetric.losses.streamed.rows import are_unit, unit_rows
 from deepmetric.losses.streamed.side import Side, inverse
 from deepmetric.losses.streamed.tiles import Group, HiddenClasses, HiddenPairs, tile_width
 
@@ -68,7 +68,6 @@ class Comparison:
                 refs = anchors
             elif normalize and refs.requires_grad:
                 refs = unit_rows(refs.to(dtype))
-            self.normalize_refs = normalize and not itself and not refs.requires_grad
         self.anchors, self.labels, self.refs, self.ref_labels, self.own = (
             anchors,
             labels,
@@ -79,6 +78,9 @@ class Comparison:
         self.kind: Kind = kind
         self.normalize, self.processes = normalize, processes
         self.width, self.listed = width, listed
+        self.normalize_refs = normalize and not itself and not refs.requires_grad
+        if self.normalize_refs and not self.small and are_unit(refs, dtype):
+            self.normalize_refs = False
         # What is computed once must have a gradient later, though it be asked for first under no_grad.
         self._grad = torch.is_grad_enabled()
 

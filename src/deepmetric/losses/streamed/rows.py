@@ -14,6 +14,19 @@ def unit_rows(rows: Tensor) -> Tensor:
     return _UnitRows.apply(rows) if rows.requires_grad and torch.is_grad_enabled() else _divided(rows)[0]
 
 
+def are_unit(rows: Tensor, dtype: torch.dtype) -> bool:
+    """Whether rows [N, d] have length one in ``dtype`` but for rounding, so that to divide them by it would do nothing.
+
+    False for other types, and elsewhere than on a CPU, where the answer would have to be waited for.
+    """
+    if rows.dtype != dtype or rows.device.type != "cpu":
+        return False
+    few = 4 * torch.finfo(dtype).eps  # a division leaves as much
+    return all(
+        bool((torch.linalg.vector_norm(part, dim=1).sub_(1).abs_() <= few).all()) for part in rows.split(8192)
+    )
+
+
 def _divided(rows: Tensor) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     norms = norms.masked_fill_(norms == 0, 1)
