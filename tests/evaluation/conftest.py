@@ -35,10 +35,12 @@ def slow_metrics() -> Callable[..., dict[str, np.ndarray]]:
     return _slow_metrics
 
 
-@pytest.fixture(scope="module", params=["selection", "sort"])
-def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways of ranking, whatever the size of the gallery."""
-    share = {"selection": 0, "sort": 10**9}[request.param]
+@pytest.fixture(scope="module", params=["selection", "sort", "half the products"])
+def any_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every way of ranking, whatever the size of the gallery."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deepmetric.evaluation.neighbours.SORT_SHARE", share)
+        if request.param != "half the products":
+            patch.setattr("deepmetric.evaluation.neighbours.MOST", 0)
+            share = {"selection": 0, "sort": 10**9}[request.param]
+            patch.setattr("deepmetric.evaluation.neighbours.SORT_SHARE", share)
         yield

@@ -22,7 +22,7 @@ CLUSTERING = sorted(GOLDEN.glob("clustering__*.json"))
 NAMES = {"precision@1": "precision_at_1", "r_precision": "r_precision", "map@r": "map_at_r", "mrr": "mrr"}
 
 pytestmark = [
-    pytest.mark.usefixtures("either_way"),
+    pytest.mark.usefixtures("any_way"),
     pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden values at {GOLDEN} (set GOLDEN_DIR)"),
 ]
 

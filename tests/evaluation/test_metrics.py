@@ -13,7 +13,7 @@ from deepmetric.evaluation import retrieval_metrics
 
 KS = (1, 2, 3, 10, 1000)
 
-pytestmark = pytest.mark.usefixtures("either_way")
+pytestmark = pytest.mark.usefixtures("any_way")
 
 
 def exact_similarity(q: np.ndarray, g: np.ndarray, similarity: str) -> np.ndarray:

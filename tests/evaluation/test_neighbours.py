@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepmetric.evaluation import retrieval_metrics
-from deepmetric.evaluation.neighbours import top_values
+from deepmetric.evaluation.ranks import top_values
 
 
 @settings(max_examples=100, deadline=None)
@@ -34,7 +34,7 @@ def test_top_values_are_those_of_topk(rows, size, share, levels, seed) -> None:
     assert all(len(set(row)) == k for row in index.tolist())
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("any_way")
 @pytest.mark.parametrize("per_class", [2, 30, 500])
 def test_block_size_does_not_matter(per_class: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deepmetric.evaluation.neighbours.BLOCK_ROWS", 1)
@@ -50,7 +50,7 @@ def test_block_size_does_not_matter(per_class: int, monkeypatch: pytest.MonkeyPa
             np.testing.assert_allclose(column, part.per_query[name], atol=1e-12)
 
 
-@pytest.mark.usefixtures("either_way")
+@pytest.mark.usefixtures("any_way")
 def test_one_large_class_among_small_ones(slow_metrics) -> None:
     rng = np.random.default_rng(0)
     labels = np.append(np.zeros(200, int), 1 + np.arange(100) // 2)

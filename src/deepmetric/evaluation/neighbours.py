@@ -2,7 +2,7 @@
 
 The rank of a query's i-th most similar positive is i + the number of negatives that are as similar or more.
 So a block of queries needs its similarities once, the best few of them in order, and a count where those few
-are not enough.
+are not enough. Where a set is its own gallery, half the products do: :mod:`deepmetric.evaluation.one_set`.
 
 Tie policy, *negatives first*: of equally similar gallery items the negatives come first. It does not depend
 on the order of the gallery, and a model that maps everything to one point scores as badly as it deserves.
@@ -13,41 +13,19 @@ copies of an item may differ by that much when a matrix product treats them at d
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
+from deepmetric.evaluation.one_set import MOST, rank_within
+from deepmetric.evaluation.ranks import BEYOND, BLOCK_ROWS, MANY_ROWS, Ranks, top_values
 from deepmetric.evaluation.similarity import Reranking, Similarity, Space, prepare
 
 BLOCK_BYTES = 128 * 2**20  # smaller blocks make the matrix product slower, by a third at a quarter of this
-BLOCK_ROWS = 16  # blocks are a multiple: others, and fewer, make the matrix product slower by half
-MANY_ROWS = (
-    512  # blocks that can be longer are a multiple of it: of 544 queries the product was slower by a sixth
-)
 NEAREST = 16  # at least as many are looked at in order: most first positives are among them and need no count
 COUNTED = 2048  # gallery items compared at a time
 SORT_SHARE = 32  # with more positives than this part of the gallery, sorting it is faster than selecting
-BEYOND = torch.iinfo(torch.int64).max  # a rank that no metric depends on and that was not worked out
-
-
-class Ranks(NamedTuple):
-    """What a block of queries found. All int64.
-
-    queries: rows of the query set, ``[B]``.
-    relevant: number of positives in the gallery, self left out, ``[B]``.
-    first: rank (from 1) of the most similar positive, exact however deep; ``BEYOND`` without a positive,
-        ``[B]``.
-    rank: ranks of positives, exact up to their number; ``BEYOND`` for deeper ones and unused places,
-        ``[B, L]``.
-    ordinal: where ``rank`` holds one, which positive that is, the most similar being 1, ``[B, L]``.
-    """
-
-    queries: Tensor
-    relevant: Tensor
-    first: Tensor
-    rank: Tensor
-    ordinal: Tensor
 
 
 def rank_positives(
@@ -66,12 +44,16 @@ def rank_positives(
     ``block_bytes`` of similarities (at least 16 rows of the gallery's length) and work space of the same
     order.
     """
-    space = prepare(query, gallery, similarity)
     members = _Members(query_classes, gallery_classes)
     relevant = members.counts[query_classes]
     if self_index is not None:
         own = gallery_classes[self_index.clamp_min(0)]
         relevant = relevant - ((self_index >= 0) & (own == query_classes)).long()
+    few = 0 < int(relevant.max()) <= MOST
+    if few and _symmetric(similarity, query.device) and _among_themselves(len(query), gallery, self_index):
+        yield from rank_within(query, query_classes, similarity, block_bytes)
+        return
+    space = prepare(query, gallery, similarity)
     size = len(gallery_classes)
     fitting = block_bytes // (size * space.gallery.element_size())
     step = MANY_ROWS if fitting >= MANY_ROWS else BLOCK_ROWS
@@ -84,6 +66,17 @@ def rank_positives(
             there = (self_index[rows] >= 0).nonzero().squeeze(1)
             s[self_index[rows[there]], there] = -torch.inf
         yield _rank_block(s, rows, query_classes[rows], gallery_classes, members, relevant[rows], space)
+
+
+def _symmetric(similarity: Similarity | Reranking, device: torch.device) -> TypeGuard[Similarity]:
+    """Whether half the products do: not on a GPU, which would have to wait for each block's news."""
+    return similarity in ("cosine", "dot") and device.type == "cpu"
+
+
+def _among_themselves(number: int, gallery: Tensor | None, self_index: Tensor | None) -> bool:
+    if gallery is not None or self_index is None:
+        return False
+    return torch.equal(self_index, torch.arange(number, device=self_index.device))
 
 
 def _rank_block(
@@ -163,31 +156,6 @@ def _sort_(s: Tensor) -> Tensor:
         return s.copy_(s.sort(dim=1).values)
     s.numpy().sort(axis=1)
     return s
-
-
-def top_values(s: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each column of ``[M, B]`` in falling order and their rows, both ``[B, k]``, as ``torch.topk``
-    has it but faster.
-
-    Rows are dealt into groups; the k largest lie in the k groups with the largest maxima, and maxima are
-    cheap. Of equal values any may be returned.
-    """
-    size, width = s.shape
-    group = int(
-        (size / k) ** 0.5
-    )  # makes the two remaining searches, over groups and inside them, equally long
-    if group < 4:
-        value, index = s.T.contiguous().topk(k, dim=1)
-        return value, index
-    count = size // group
-    # Group j holds the rows j, j + count, j + 2 count ...: the maximum then runs over contiguous memory.
-    maxima = s[: group * count].view(group, count, width).amax(dim=0)
-    chosen = maxima.T.contiguous().topk(k, dim=1).indices
-    rows = chosen[:, :, None] + torch.arange(0, group * count, count, device=s.device)
-    rest = torch.arange(group * count, size, device=s.device).expand(width, -1)
-    rows = torch.cat([rows.flatten(1), rest], dim=1)
-    value, place = s.T.gather(1, rows).topk(k, dim=1)
-    return value, rows.gather(1, place)
 
 
 class _Members:

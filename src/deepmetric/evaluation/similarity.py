@@ -30,7 +30,7 @@ class Space:
         and maxima over groups of gallery items run over contiguous memory.
         """
         out = out[: len(self.gallery) * len(rows)].view(-1, len(rows))
-        with _full_precision(self.query.device):
+        with full_precision(self.query.device):
             torch.mm(self.gallery, self.query[rows].T, out=out)
         return out if self.bias is None else out.add_(self.bias)
 
@@ -80,7 +80,7 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products as exact as the type, whatever is set for training (TF32, bfloat16, autocast)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
