@@ -42,7 +42,7 @@ def rank_positives(
 
     Ranks are exact up to the query's number of positives; the rank of its best positive always is. Memory:
     ``block_bytes`` of similarities (at least 16 rows of the gallery's length) and work space of the same
-    order.
+    order; where a set is its own gallery, two numbers more for each item and each positive of the largest class.
     """
     members = _Members(query_classes, gallery_classes)
     relevant = members.counts[query_classes]

@@ -45,10 +45,10 @@ class _Found:
         self.space, self.classes, self.relevant = space, classes, relevant
         self.items = space.gallery
         n, self.most = len(classes), int(relevant.max())
-        self.positive = self.items.new_full((n, self.most), -torch.inf)  # falling; -inf where there are fewer
-        self.negative = (
-            self.positive.clone()
-        )  # falling; the first ``relevant`` are the most similar there are
+        # What counts as similar as each positive, falling; -inf where there are fewer.
+        self.line = self.items.new_full((n, self.most), -torch.inf)
+        # Falling; the first ``relevant`` are the most similar there are.
+        self.negative = self.line.clone()
         self.above = torch.zeros_like(relevant)  # negatives as similar as the best positive
         # The least of the negatives that are kept, to be surpassed by others. Single items keep none.
         self.bar = torch.where(relevant > 0, -torch.inf, torch.inf).to(self.items.dtype)
@@ -61,7 +61,6 @@ class _Found:
         blocks = self._blocks(width)
         for lo, hi in blocks:
             self._take_positives(lo, hi)
-        self.line = self.space.tie_line(self.positive, torch.arange(n, device=self.items.device))
         self.best_line = torch.where(self.relevant > 0, self.line[:, 0], torch.inf)
         buffer = self.items.new_empty(min(height, n) * width)
         for lo, hi in blocks:
@@ -103,7 +102,8 @@ class _Found:
         with full_precision(items.device):
             s = items @ items.T
         s.masked_fill_(~self._same(lo, hi).fill_diagonal_(False), -torch.inf)
-        self.positive[lo:hi, :deepest] = s.topk(deepest, dim=1).values
+        rows = torch.arange(lo, hi, device=s.device)
+        self.line[lo:hi, :deepest] = self.space.tie_line(s.topk(deepest, dim=1).values, rows)
 
     def _meet_columns(self, s: Tensor, lo: int, hi: int) -> None:
         """The items ``lo`` to ``hi``, each with the others in its column of ``s``."""
@@ -135,10 +135,10 @@ class _Found:
         self.bar[which] = kept.gather(1, last[:, None]).squeeze(1)
 
     def ranks(self, rows: Tensor, order: Tensor) -> Ranks:
-        relevant, positive, line = self.relevant[rows], self.positive[rows], self.line[rows]
+        relevant, line = self.relevant[rows], self.line[rows]
         negatives = torch.searchsorted(-self.negative[rows], -line, right=True)
-        ordinal = torch.arange(1, self.most + 1, device=rows.device).expand_as(positive)
-        beyond = (positive == -torch.inf) | (negatives >= relevant[:, None])
+        ordinal = torch.arange(1, self.most + 1, device=rows.device).expand_as(line)
+        beyond = (line == -torch.inf) | (negatives >= relevant[:, None])
         first = torch.where(relevant > 0, 1 + self.above[rows], BEYOND)
         rank = (ordinal + negatives).masked_fill_(beyond, BEYOND)
         return Ranks(order[rows], relevant, first, rank, ordinal)
