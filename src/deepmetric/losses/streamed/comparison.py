@@ -133,11 +133,12 @@ class Comparison:
         """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form. Over
         several processes it would be that of the references here: gather them first."""
         positive = self.labels[:, None] == self.ref_labels
-        negative = ~positive
-        if self.own is not None:
+        if self.own is None:
+            negative = ~positive
+        else:
             other = self.own[:, None] != torch.arange(len(self.refs), device=positive.device)
             positive &= other
-            negative &= other
+            negative = other ^ positive
         refs = self.refs.to(self.anchors.dtype)
         with torch.set_grad_enabled(self._grad), without_autocast(refs.device):
             if self.normalize_refs:

@@ -73,13 +73,15 @@ class MatrixSide:
         values, t = self.values.detach(), threshold
         if isinstance(t, Tensor):
             t = t.detach()[:, None] if t.ndim else t.detach()
-        hinge = torch.where(self.mask, values - t if above else t - values, 0).clamp_min_(0)
-        active = hinge.sign()
-        count, sign = active.sum(1), 1.0 if above else -1.0
+        # v - t where it counts, with its sign. (As numbers masks are faster than `where`, the conversion included.)
+        hinge = (values - t).clamp_min_(0) if above else (values - t).clamp_max_(0)
+        hinge.mul_(self.mask.to(hinge.dtype))
+        active, sign = hinge.sign(), 1.0 if above else -1.0
+        count = active.sum(1).mul_(sign)
         if squared:
-            value, slope = hinge.square().sum(1), hinge.mul_(2 * sign)
+            value, slope = hinge.square().sum(1), hinge.mul_(2)
         else:
-            value, slope = hinge.sum(1), active if above else active.neg_()
+            value, slope = hinge.sum(1).mul_(sign), active
         if not isinstance(threshold, Tensor):
             return _WithSlopes.apply(value, self.values, slope), count
         return _WithSlopes.apply(
