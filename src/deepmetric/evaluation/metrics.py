@@ -108,8 +108,7 @@ def retrieval_metrics(
     if gallery is None:
         if gallery_labels is not None or self_index is not None:
             raise InputError("`gallery_labels` and `self_index` go with `gallery`, which is missing.")
-        g, g_labels = None, None
-        own = torch.arange(len(q))
+        g, g_labels, own = None, None, None
     else:
         g = as_embeddings(gallery, "gallery").to(q.device)
         if q.shape[1] != g.shape[1]:

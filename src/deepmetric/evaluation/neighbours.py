@@ -19,12 +19,11 @@ import torch
 from torch import Tensor
 
 from deepmetric.evaluation.one_set import MOST, rank_within
-from deepmetric.evaluation.ranks import BEYOND, BLOCK_ROWS, MANY_ROWS, Ranks, top_values
+from deepmetric.evaluation.ranks import BEYOND, BLOCK_ROWS, MANY_ROWS, Ranks, count_at_least, top_values
 from deepmetric.evaluation.similarity import Reranking, Similarity, Space, prepare
 
 BLOCK_BYTES = 128 * 2**20  # smaller blocks make the matrix product slower, by a third at a quarter of this
 NEAREST = 16  # at least as many are looked at in order: most first positives are among them and need no count
-COUNTED = 2048  # gallery items compared at a time
 SORT_SHARE = 32  # with more positives than this part of the gallery, sorting it is faster than selecting
 
 
@@ -33,7 +32,8 @@ def rank_positives(
     query_classes: Tensor,  # [N] int64, 0 .. C-1
     gallery: Tensor | None,  # [M, d], or None: the queries themselves
     gallery_classes: Tensor,  # [M] int64, the same numbering
-    self_index: Tensor | None,  # [N] int64: each query's own row in the gallery, -1 = it is not there
+    # [N] int64: each query's own row in the gallery, -1 = it is not there; without a gallery known
+    self_index: Tensor | None,
     *,
     similarity: Similarity | Reranking = "cosine",
     block_bytes: int = BLOCK_BYTES,
@@ -46,12 +46,14 @@ def rank_positives(
     """
     members = _Members(query_classes, gallery_classes)
     relevant = members.counts[query_classes]
+    if gallery is None:
+        self_index = torch.arange(len(query), device=query.device)
     if self_index is not None:
         own = gallery_classes[self_index.clamp_min(0)]
         relevant = relevant - ((self_index >= 0) & (own == query_classes)).long()
     few = 0 < int(relevant.max()) <= MOST
-    if few and _symmetric(similarity, query.device) and _among_themselves(len(query), gallery, self_index):
-        yield from rank_within(query, query_classes, similarity, block_bytes)
+    if gallery is None and few and _symmetric(similarity, query.device):
+        yield from rank_within(query, query_classes, relevant, similarity, block_bytes)
         return
     space = prepare(query, gallery, similarity)
     size = len(gallery_classes)
@@ -71,12 +73,6 @@ def rank_positives(
 def _symmetric(similarity: Similarity | Reranking, device: torch.device) -> TypeGuard[Similarity]:
     """Whether half the products do: not on a GPU, which would have to wait for each block's news."""
     return similarity in ("cosine", "dot") and device.type == "cpu"
-
-
-def _among_themselves(number: int, gallery: Tensor | None, self_index: Tensor | None) -> bool:
-    if gallery is not None or self_index is None:
-        return False
-    return torch.equal(self_index, torch.arange(number, device=self_index.device))
 
 
 def _rank_block(
@@ -128,14 +124,9 @@ def _first_rank(s: Tensor, positives: Tensor, columns: Tensor, rows: Tensor, spa
     """Rank of the best positive by counting, for the queries in ``columns`` of ``s``."""
     line = space.tie_line(positives[:, :1], rows)
     positives_above = (positives >= line).sum(dim=1)
-    # All columns: to copy some of them out takes longer. Part by part, compared and summed as numbers in the
-    # cache, which is many times faster than a Boolean matrix.
-    lines = line.new_full((1, s.shape[1]), torch.inf)
-    lines[0, columns] = line[:, 0]
-    count, above = torch.zeros_like(lines[0]).long(), s.new_empty(COUNTED, s.shape[1])
-    for part in s.split(COUNTED):
-        count += torch.ge(part, lines, out=above[: len(part)]).sum(dim=0).long()
-    return 1 + count[columns] - positives_above
+    # All columns: to copy some of them out takes longer.
+    lines = line.new_full((s.shape[1],), torch.inf).index_copy(0, columns, line[:, 0])
+    return 1 + count_at_least(s, lines)[columns] - positives_above
 
 
 def _all_ranks(s: Tensor, positives: Tensor, rows: Tensor, space: Space) -> Tensor:

@@ -12,23 +12,30 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from deepmetric.evaluation.ranks import BEYOND, BLOCK_ROWS, MANY_ROWS, Ranks, top_values
-from deepmetric.evaluation.similarity import Similarity, Space, full_precision, prepare
+from deepmetric.evaluation.ranks import (
+    BEYOND,
+    BLOCK_ROWS,
+    COUNTED,
+    MANY_ROWS,
+    Ranks,
+    count_at_least,
+    top_values,
+)
+from deepmetric.evaluation.similarity import Similarity, Space, prepare, product
 
 MOST = 64  # positives: with more, keeping as many negatives of every item takes nearly as long as the products saved
-PART = 1024  # items compared at a time, in the cache
 YIELDED = 8192  # queries
 
 
 def rank_within(
     items: Tensor,  # [N, d] floating, finite
-    classes: Tensor,  # [N] int64, 0 .. C-1; some class with more than one item, none with more than MOST + 1
+    classes: Tensor,  # [N] int64
+    relevant: Tensor,  # [N] int64, the others of its class: some have any, none more than MOST
     similarity: Similarity,  # one that is symmetric: not "euclidean", which has a bias
     block_bytes: int,
 ) -> Iterator[Ranks]:
     """:func:`~deepmetric.evaluation.neighbours.rank_positives` of items that search among themselves, each left out of
     its own ranking."""
-    relevant = torch.bincount(classes)[classes] - 1
     order = torch.argsort(classes, stable=True)
     order = order[torch.argsort(relevant[order], stable=True)]  # classes stay together, those of one size too
     classes, relevant = classes[order], relevant[order]
@@ -69,8 +76,7 @@ class _Found:
             for start in range(lo, n, height):
                 rows = self.items[start : start + height]
                 s = buffer[: len(rows) * columns.shape[1]].view(len(rows), -1)
-                with full_precision(s.device):
-                    torch.mm(rows, columns, out=s)
+                product(rows, columns, s)
                 s, after = s[:, : hi - lo], start
                 if start == lo:
                     s[: hi - lo].masked_fill_(self._same(lo, hi), -torch.inf)
@@ -99,8 +105,7 @@ class _Found:
         if not deepest:
             return
         items = self.items[lo:hi]
-        with full_precision(items.device):
-            s = items @ items.T
+        s = product(items, items.T, items.new_empty(hi - lo, hi - lo))
         s.masked_fill_(~self._same(lo, hi).fill_diagonal_(False), -torch.inf)
         rows = torch.arange(lo, hi, device=s.device)
         self.line[lo:hi, :deepest] = self.space.tie_line(s.topk(deepest, dim=1).values, rows)
@@ -112,14 +117,12 @@ class _Found:
             return
         value, _ = top_values(s, min(deepest, len(s)))
         self._keep(slice(lo, hi), value)
-        line, passed = self.best_line[lo:hi], s.new_empty(PART, hi - lo)
-        for part in s.split(PART):
-            self.above[lo:hi] += torch.ge(part, line, out=passed[: len(part)]).sum(dim=0).long()
+        self.above[lo:hi] += count_at_least(s, self.best_line[lo:hi])
 
     def _meet_rows(self, s: Tensor, start: int, lo: int, hi: int) -> None:
         """The items from ``start`` on, each with the others in its row of ``s``."""
-        passed = s.new_empty(PART, hi - lo)
-        for part in s.split(PART):
+        passed = s.new_empty(COUNTED, hi - lo)
+        for part in s.split(COUNTED):
             rows = slice(start, start + len(part))
             better = (part.amax(dim=1) > self.bar[rows]).nonzero().squeeze(1)
             if len(better):

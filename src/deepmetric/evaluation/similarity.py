@@ -30,8 +30,7 @@ class Space:
         and maxima over groups of gallery items run over contiguous memory.
         """
         out = out[: len(self.gallery) * len(rows)].view(-1, len(rows))
-        with full_precision(self.query.device):
-            torch.mm(self.gallery, self.query[rows].T, out=out)
+        product(self.gallery, self.query[rows].T, out)
         return out if self.bias is None else out.add_(self.bias)
 
     def tie_line(self, value: Tensor, rows: Tensor) -> Tensor:
@@ -79,8 +78,14 @@ def unit_rows(x: Tensor) -> Tensor:
     )  # a row that is not zero has a norm of 1 or more here
 
 
+def product(rows: Tensor, columns: Tensor, out: Tensor) -> Tensor:
+    """``rows @ columns`` as exact as the type, whatever is set for training."""
+    with _full_precision(rows.device):
+        return torch.mm(rows, columns, out=out)
+
+
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
+def _full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products as exact as the type, whatever is set for training (TF32, bfloat16, autocast)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

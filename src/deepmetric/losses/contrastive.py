@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from deepmetric.errors import check_choice
@@ -90,7 +89,7 @@ class ContrastiveLoss(PairLoss):
         positive, positives_paying = pairs.positives.hinge_sum(low, above=not by_cosine, squared=squared)
         negative, negatives_paying = pairs.negatives.hinge_sum(high, above=by_cosine, squared=squared)
         if self.form == "cosine":
-            negative = torch.add(negative, negatives_paying, alpha=high)
+            negative = negative + high * negatives_paying
             if high < 0 and self.reduction == "nonzero":
                 _, negatives_paying = pairs.negatives.hinge_sum(0.0, above=True)
         if squared:
