@@ -19,6 +19,9 @@ class Distances(NamedTuple):
     tile: Tensor
     zero: bool
 
+    def columns(self, columns: Tensor) -> Distances:
+        return Distances(self.tile.index_select(1, columns), self.zero)
+
 
 class Metric(NamedTuple):
     """Values of tiles, and the way back from weights of values to gradients of rows.
@@ -62,7 +65,7 @@ class Metric(NamedTuple):
     ) -> tuple[Tensor, Distances | None]:
         """``scale * value`` [n, m] of prepared anchors and references, and for distances the distance apart, in the
         same tile if its values will be ``preserved``."""
-        n, m = len(x), len(refs)
+        n, m = x.shape[0], refs.shape[0]  # len() of a tensor takes as long as an operation
         tile = torch.mm(x, refs.t(), out=buffers(0, n, m))
         if self.kind == "dot":
             return tile, None

@@ -139,7 +139,8 @@ def _load(
 ) -> Tensor:
     """The references of a tile, converted and normalised as the job wants them."""
     rows = refs[lo:hi] if group.order is None else refs.index_select(0, group.order[lo:hi])
-    rows = rows.to(dtype)
+    if rows.dtype != dtype:
+        rows = rows.to(dtype)
     if job.normalize_refs:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         out = buffers(-1, *rows.shape) if buffers is not None else None
@@ -172,6 +173,7 @@ def _run(
     prepared, norms = metric.anchors(x)
     preserved = getattr(reduction, "preserves", False)
     n = len(x)
+    few = not x.is_cuda  # whether few references have a weight in all tiles so far; a GPU would have to be waited for
     for lo, hi in group.tiles():
         tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
         v, distance = metric.values(prepared, norms, tile_refs, buffers, preserved)
@@ -184,10 +186,16 @@ def _run(
         rescale = state.pop("rescale", None)
         if not grad or weights is None:
             continue
-        weights = [metric.to_rows(w, distance) for w in _several(weights)]
+        weights = _several(weights)
         if keep:
-            run["W"] = weights
+            run["W"] = [metric.to_rows(w, distance) for w in weights]
         elif accumulate:
+            weighed = _weighed(weights) if few else None
+            few = weighed is not None
+            if weighed is not None:
+                tile_refs, weights = tile_refs[weighed], [w.index_select(1, weighed) for w in weights]
+                distance = distance.columns(weighed) if distance is not None else None
+            weights = [metric.to_rows(w, distance) for w in weights]
             for total, w in zip(run["B"], weights):
                 if rescale is not None:
                     total.mul_(rescale[:, None])
@@ -197,6 +205,18 @@ def _run(
                     total.mul_(rescale)
                 total.add_(w.sum(1))
     return run
+
+
+def _weighed(weights: Sequence[Tensor]) -> Tensor | None:
+    """The columns of a tile with a weight that is not 0; None if they are so many that to pick them out takes longer
+    than the product with all."""
+    weighed = None
+    for w in weights:
+        some = (w.amax(0) != 0) | (w.amin(0) != 0)
+        weighed = some if weighed is None else weighed | some
+    assert weighed is not None
+    columns = weighed.nonzero()[:, 0]
+    return columns if 4 * columns.shape[0] <= weighed.shape[0] else None
 
 
 def _joined(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -13,19 +13,27 @@ from deepmetric.losses.streamed.tiles import LOG2E
 FOLDS = 6
 
 
-def softplus_total(v: Tensor, spare: Tensor) -> Tensor:
-    """Σ log(1 + exp(v)) over the rows of [n, m]; exactly 0 for -1e30. ``spare`` [n, m] is overwritten.
+def softplus_total(v: Tensor, e: Tensor, spare: Tensor) -> Tensor:
+    """Σ log(1 + exp(v)) over the rows of [n, m]; exactly 0 for -1e30.
+
+    Leaves exp(-|v|) in ``e`` [n, m], for :func:`sigmoid_`; ``spare`` [n, m] is overwritten.
 
     log(1 + exp(v)) = [v]₊ + log(1 + e), e = exp(-|v|), and one logarithm serves 64 of them. Factors 1 + e are
     multiplied as (1 + a)(1 + b) = 1 + (a + b + ab), so that a small e is not lost beside the 1.
     """
-    total = torch.clamp_min(v, 0, out=spare).sum(1)
-    e = torch.abs(v, out=spare).mul_(-LOG2E).exp2_()
+    total = torch.clamp_min(v, 0, out=e).sum(1)
+    torch.abs(v, out=e).mul_(-LOG2E).exp2_()
     # Products of what is left stay in the normal range; slower numbers are below it.
-    torch.nn.functional.threshold(e, math.sqrt(torch.finfo(v.dtype).tiny), 0.0, inplace=True)
+    product = torch.threshold(e, math.sqrt(torch.finfo(v.dtype).tiny), 0.0, out=spare)
     for _ in range(FOLDS):
-        half = (e.shape[1] + 1) // 2
-        first, second = e[:, : e.shape[1] - half], e[:, half:]
+        if product.shape[1] < 2:
+            break
+        product, second = product.chunk(2, 1)
+        first = product if product.shape[1] == second.shape[1] else product[:, : second.shape[1]]
         first.addcmul_(first, second).add_(second)
-        e = e[:, :half]
-    return total.add_(torch.log1p(e).sum(1))
+    return total.add_(product.log1p().sum(1))
+
+
+def sigmoid_(v: Tensor, e: Tensor) -> Tensor:
+    """The sigmoid of ``v`` in its place, with the ``e`` that :func:`softplus_total` left, which is overwritten."""
+    return torch.maximum(torch.ge(v, 0, out=v), e, out=v).div_(e.add_(1))  # 1 / (1 + e), or e / (1 + e) below 0

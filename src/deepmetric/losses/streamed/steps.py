@@ -194,7 +194,7 @@ class SoftSteps:
             if self.intervals:
                 term.add_(self._shown(state, v[:n], params, k, spare).sub_(1), alpha=BIG)
             if state is not None:
-                state["sum"][:n].add_(softplus_total(term, spare(4)[:n]))
+                state["sum"][:n].add_(softplus_total(term, spare(4)[:n], spare(5)[:n]))
             sigmoid = term.sigmoid_()
             if state is not None:
                 state["slope0"][:n, k].sub_(sigmoid.sum(1))

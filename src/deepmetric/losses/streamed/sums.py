@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.softplus import softplus_total
+from deepmetric.losses.streamed.softplus import sigmoid_, softplus_total
 from deepmetric.losses.streamed.tiles import BIG, LOG2E, Hide
 
 State = dict[str, Tensor]
@@ -99,8 +99,8 @@ class SoftplusSum:
             self._keep_above(v, params[1], spare(0))
             state["count"].add_(v.shape[1]).sub_(spare(0).sum(1))
         v.sub_(params[0][:, None])
-        state["sum"].add_(softplus_total(v, spare(0)))
-        v.sigmoid_()
+        state["sum"].add_(softplus_total(v, spare(0), spare(1)))
+        sigmoid_(v, spare(0))
         state["slope0"].sub_(v.sum(1))
         return v
 

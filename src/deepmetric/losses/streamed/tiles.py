@@ -34,17 +34,16 @@ class HiddenPairs:
         tile = (rank - start) // width
         last = (stop - start - 1) // width
         widths = torch.where(tile == last, stop - start - last * width, width)
-        self.flat = row * widths + (rank - start) - tile * width
+        flat = row * widths + (rank - start) - tile * width
         if last <= 0:
-            self.bounds = [0, len(rank)]
+            self.parts = [flat]
         else:
             edges = torch.arange(start, stop + width, width, device=rank.device)
-            self.bounds = torch.searchsorted(rank, edges).tolist()
+            self.parts = flat.split(torch.searchsorted(rank, edges).diff().tolist())
         self.start, self.width = start, width
 
     def of_tile(self, lo: int, hi: int, spare: Tensor) -> Hide:
-        at = (lo - self.start) // self.width
-        return _HidePairs(self.flat[self.bounds[at] : self.bounds[at + 1]])
+        return _HidePairs(self.parts[(lo - self.start) // self.width])
 
 
 class HiddenClasses:
@@ -65,7 +64,7 @@ class _HidePairs:
         self.flat = flat
 
     def __call__(self, tile: Tensor, value: float) -> None:
-        if len(self.flat):
+        if self.flat.shape[0]:
             tile.view(-1).index_fill_(0, self.flat, value)
 
 
@@ -116,8 +115,12 @@ class Buffers:
     def __init__(self, like: Tensor, elements: int) -> None:
         self.like, self.elements = like, elements
         self.flat: dict[int, Tensor] = {}
+        self.shaped: dict[tuple[int, int, int], Tensor] = {}  # nearly all tiles have one shape
 
     def __call__(self, i: int, n: int, m: int) -> Tensor:
-        if i not in self.flat or self.flat[i].numel() < n * m:
-            self.flat[i] = self.like.new_empty(max(self.elements, n * m))
-        return self.flat[i][: n * m].view(n, m)
+        tile = self.shaped.get((i, n, m))
+        if tile is None:
+            if i not in self.flat or self.flat[i].numel() < n * m:
+                self.flat[i] = self.like.new_empty(max(self.elements, n * m))
+            tile = self.shaped[i, n, m] = self.flat[i][: n * m].view(n, m)
+        return tile
