@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.softplus import softplus_total
+from deepmetric.losses.streamed.softplus import sigmoid_, softplus_total
 from deepmetric.losses.streamed.sums import State
 from deepmetric.losses.streamed.tiles import BIG, LOG2E, Hide
 
@@ -114,25 +114,27 @@ def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple
 class SoftSteps:
     """Σ_k Σ_j log(1 + exp(v_j - t_k)) over values with start_k < v_j < stop_k; parameters as of HingeSteps.
 
-    With a finite ``bound`` on the values (those of unit rows) exp(v) is taken once, and one logarithm stands for
-    many terms: log Π (1 + exp(v) / exp(t_k)).
+    Where values and thresholds of an anchor are not far apart, exp(v) is taken once for all thresholds and one logarithm
+    for many terms: log Π (1 + exp(v) / exp(t_k)), to which a term below the rounding of 1 adds nothing. ``bound`` is
+    what no value exceeds; on a CPU each tile is looked at instead.
     """
 
     differentiable = True
 
     def __init__(self, *, intervals: bool, bound: float) -> None:
         self.intervals, self.bound = intervals, bound
-        self.product = bound <= 4
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t, begin = params[:2]
         real = begin < 0.5 * BIG
         self.used = used_rows(real)
-        if self.product:
-            # The largest factor, and the product that is still in range, as logarithms.
-            lowest = float(torch.where(real, t, self.bound).amin()) if t.numel() else 0.0
-            self.factor = math.log1p(math.exp(min(self.bound - lowest, 80)))
-            self.room = 0.9 * math.log(torch.finfo(t.dtype).max)
+        # Exponentials are taken of v - centre, a centre among the thresholds.
+        centre = torch.where(real, t, 0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        apart = torch.where(real, centre - t, 0)
+        self.centre, self.inverse = centre * LOG2E, (apart * LOG2E).exp2_()
+        self.spread = float(apart.abs().amax()) if t.numel() else 0.0
+        self.highest = self.bound - float(centre.amin()) if len(t) else 0.0
+        self.room = 0.9 * math.log(torch.finfo(t.dtype).max)  # the largest product in range, as a logarithm
         return {"sum": like.new_zeros(rows), "slope0": torch.zeros_like(t), "count": torch.zeros_like(t)}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
@@ -143,11 +145,16 @@ class SoftSteps:
 
     def _tile(self, state: State | None, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
         hide(v, -BIG)
-        return (self._by_products if self.product else self._by_terms)(state, v, params, spare)
+        odds = torch.add(-self.centre, v, alpha=LOG2E, out=spare(5))
+        highest = self.highest if v.is_cuda else float(odds.amax()) / LOG2E
+        # Half of the range is for thresholds, so that exp(v) does not vanish where it is near one of them.
+        if self.spread <= self.room / 2 and highest + self.spread <= self.room - 1:
+            return self._by_products(state, v, odds.exp2_(), highest, params, spare)
+        return self._by_terms(state, v, params, spare)
 
     def _shown(self, state: State | None, v: Tensor, params: Sequence[Tensor], k: int, spare) -> Tensor:
         """Whether each value is between start and stop k, as floats."""
-        n = len(v)
+        n = v.shape[0]
         _, begin, end = params
         shown = torch.gt(v, begin[:n, k : k + 1], out=spare(2)[:n])
         shown.mul_(torch.lt(v, end[:n, k : k + 1], out=spare(3)[:n]))
@@ -155,36 +162,36 @@ class SoftSteps:
             state["count"][:n, k].add_(shown.sum(1))
         return shown
 
-    def _by_products(self, state: State | None, v: Tensor, params: Sequence[Tensor], spare) -> Tensor:
+    def _by_products(
+        self, state: State | None, v: Tensor, odds: Tensor, highest: float, params: Sequence[Tensor], spare
+    ) -> Tensor:
         slopes, product = spare(0).zero_(), spare(4).fill_(1)
-        odds = torch.mul(v, LOG2E, out=spare(5)).exp2_()
-        inverse = torch.exp(-params[0])
-        together = max(int(self.room / self.factor), 1)  # factors that may be multiplied
+        largest = math.log1p(math.exp(highest + self.spread))  # factor, as a logarithm
+        together = int(self.room / max(largest, 0.01))  # factors that may be multiplied
         factors = 0
         for k, n in enumerate(self.used):
-            term = torch.mul(odds[:n], inverse[:n, k : k + 1], out=spare(1)[:n])
+            term = torch.mul(odds[:n], self.inverse[:n, k : k + 1], out=spare(1)[:n])
             if self.intervals:
                 term.mul_(self._shown(state, v[:n], params, k, spare))
-            term.add_(1)
+            factor = torch.add(term, 1, out=spare(2)[:n])
             if state is not None:
-                product[:n].mul_(term)
+                product[:n].mul_(factor)
                 factors += 1
                 if factors == together or k == len(self.used) - 1:
-                    state["sum"].add_(self._log(product, factors))
+                    state["sum"].add_(self._log(product, factors * largest))
                     product, factors = spare(4).fill_(1), 0
-            # 1 - sigmoid, which is 1 at hidden pairs; the ones are added below.
-            rest = term.reciprocal_()
-            slopes[:n].sub_(rest)
+            sigmoid = term.div_(factor)
+            slopes[:n].add_(sigmoid)
             if state is not None:
-                state["slope0"][:n, k].add_(rest.sum(1)).sub_(v.shape[1])
-        return slopes.add_((params[1] < 0.5 * BIG).sum(1, keepdim=True))
+                state["slope0"][:n, k].sub_(sigmoid.sum(1))
+        return slopes
 
-    def _log(self, product: Tensor, factors: int) -> Tensor:
-        """Sums of the logarithms of each row's products of so many factors; columns are multiplied while that is in
-        range."""
-        while product.shape[1] % 2 == 0 and 2 * factors * self.factor <= self.room:
+    def _log(self, product: Tensor, largest: float) -> Tensor:
+        """Sums of the logarithms of each row's products, which are at most ``largest``; columns are multiplied while
+        that is in range."""
+        while product.shape[1] % 2 == 0 and 2 * largest <= self.room:
             first, second = product.chunk(2, 1)
-            product, factors = first.mul_(second), 2 * factors
+            product, largest = first.mul_(second), 2 * largest
         return product.log().sum(1)
 
     def _by_terms(self, state: State | None, v: Tensor, params: Sequence[Tensor], spare) -> Tensor:
@@ -193,10 +200,12 @@ class SoftSteps:
             term = torch.sub(v[:n], params[0][:n, k : k + 1], out=spare(1)[:n])
             if self.intervals:
                 term.add_(self._shown(state, v[:n], params, k, spare).sub_(1), alpha=BIG)
-            if state is not None:
-                state["sum"][:n].add_(softplus_total(term, spare(4)[:n], spare(5)[:n]))
-            sigmoid = term.sigmoid_()
-            if state is not None:
+            if state is None:
+                sigmoid = term.sigmoid_()
+            else:
+                e = spare(4)[:n]
+                state["sum"][:n].add_(softplus_total(term, e, spare(5)[:n]))
+                sigmoid = sigmoid_(term, e)
                 state["slope0"][:n, k].sub_(sigmoid.sum(1))
             slopes[:n].add_(sigmoid)
         return slopes
