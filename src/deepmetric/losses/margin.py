@@ -11,7 +11,7 @@ from deepmetric.errors import InputError, check_choice
 from deepmetric.losses.base import PairLoss
 from deepmetric.losses.classes import check_class_labels
 from deepmetric.losses.inputs import Batch
-from deepmetric.losses.sampling import distance_log_weight, numbered_generator
+from deepmetric.losses.sampling import numbered_generator, squared_distance_log_weight
 from deepmetric.losses.streamed import Comparison
 
 Sampling = Literal["distance", "all"]
@@ -194,9 +194,10 @@ class MarginLoss(PairLoss):
         to_positive = listed.padded(listed.values, 0.0)  # [N, K]
         used = listed.padded(torch.ones_like(listed.values), 0.0) > 0
         drawn = pairs.negatives.sample(
-            lambda distance: distance_log_weight(distance, dim, self.cutoff, self.upper_cutoff),
+            lambda squared: squared_distance_log_weight(squared, dim, self.cutoff, self.upper_cutoff),
             used.shape[1],
             self._generator(beta.device, pairs.processes.rank if pairs.processes is not None else 0),
+            kind="squared",
         )
         to_negative, found = pairs.chosen(torch.where(used, drawn, -1))
         return self._of_triplets(to_positive, to_negative, beta[:, None], found)

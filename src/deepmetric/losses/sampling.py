@@ -29,13 +29,22 @@ def distance_log_weight(
         Finite numbers of the same shape and dtype; -1e30 without weight. At 512 dimensions they span more
         than a hundred e-folds: take off each row's maximum before the exponential.
     """
+    weight = squared_distance_log_weight(distance.square(), dim, cutoff)
+    return weight if upper_cutoff is None else weight.add_((distance >= upper_cutoff).to(weight), alpha=-1e30)
+
+
+@torch.no_grad()
+def squared_distance_log_weight(
+    squared: Tensor, dim: int, cutoff: float, upper_cutoff: float | None = None
+) -> Tensor:
+    """:func:`distance_log_weight` of squared distances, for tiles of them: the root is not needed."""
     # At distance 2 the density is 0.
-    squared = distance.square().clamp_(cutoff**2, 4 - 32 * torch.finfo(distance.dtype).eps)
-    weight = squared.log().mul_((2 - dim) / 2)
-    weight.add_(squared.mul_(-0.25).add_(1).log_(), alpha=(3 - dim) / 2)
+    within = squared.clamp(cutoff**2, 4 - 32 * torch.finfo(squared.dtype).eps)
+    weight = within.log().mul_((2 - dim) / 2)
+    weight.add_(within.mul_(-0.25).add_(1).log_(), alpha=(3 - dim) / 2)
     if upper_cutoff is not None:
         # A mask of floats: boolean ones are slow on a CPU.
-        weight.add_(torch.ge(distance, upper_cutoff, out=squared), alpha=-1e30)
+        weight.add_(torch.ge(squared, upper_cutoff**2, out=within), alpha=-1e30)
     return weight
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from deepmetric.losses.sampling import distance_log_weight
+from deepmetric.losses.sampling import squared_distance_log_weight
 from deepmetric.losses.streamed import Comparison
 from deepmetric.losses.streamed.products import triangle_softplus
 
@@ -105,7 +105,8 @@ def margin_sampled(c, beta, a=0.2, generator=None):
     p = c.positive_list
     slots = p.padded(torch.ones_like(p.values), 0.0)
     dim = c.anchors.shape[1]
-    j = c.negatives.sample(lambda d: distance_log_weight(d, dim), slots.shape[1], generator)
+    log_weight = lambda squared: squared_distance_log_weight(squared, dim, 0.5, 1.4)
+    j = c.negatives.sample(log_weight, slots.shape[1], generator, kind="squared")
     j = torch.where(slots > 0, j, -1)
     n, found = c.chosen(j)
     dp = p.padded(p.values, 0.0)

@@ -120,9 +120,10 @@ class Sample:
     """``draws`` ranks of each anchor [n, draws], drawn with replacement with weights exp(log_weight(v)); -1
     where no pair has a weight.
 
-    A Gumbel-max over tiles, and within the winning tile by its cumulated weights: exactly the distribution of
-    a Gumbel-max over pairs, with one random number a tile instead of one a pair. Weights are taken relative to
-    the largest of the row in the tile, so that no row underflows however wide their range.
+    A tile takes a draw over from those before it with the share of the weight so far that is its own, and within
+    the tile the draw goes by cumulated weights: exactly as if drawn from all at once, with two random numbers a
+    tile instead of one a pair. Weights are taken relative to the largest of the row so far, so that no row
+    underflows however wide their range.
     """
 
     differentiable = False
@@ -132,34 +133,40 @@ class Sample:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         return {
-            "value": like.new_full((rows, self.draws), -0.5 * BIG),
+            "top": like.new_full((rows, 1), -0.1 * BIG),
+            "mass": like.new_zeros(rows, 1),
             "rank": torch.full((rows, self.draws), -1, device=like.device),
         }
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> None:
         weight = self.log_weight(v)
         hide(weight, -BIG)
-        top = weight.amax(1, keepdim=True)
-        # A row without weights: exp(-BIG - top) must be 0.
-        top.clamp_min_(-0.1 * BIG)
+        # Of a row without weights above what stands for none: exp(-BIG - top) must be 0.
+        top = torch.maximum(weight.amax(1, keepdim=True), state["top"])
         torch.add(top * -LOG2E, weight, alpha=LOG2E, out=weight).exp2_()
         mass = weight.sum(1, keepdim=True)
-        noise = torch.empty_like(state["value"]).exponential_(generator=self.generator).log_()
-        key = top + mass.log() - noise
-        won = key > state["value"]
+        state["mass"].mul_(((state["top"] - top) * LOG2E).exp2_()).add_(mass)
+        state["top"] = top
+        won = self._random(v, v.shape[0]) < mass / state["mass"]
         rows = won.any(1).nonzero()[:, 0]
-        if not len(rows):
+        if not rows.shape[0]:
             return
         cumulated = weight[rows].cumsum(1)
         total = cumulated[:, -1:]
-        target = torch.rand(len(rows), self.draws, generator=self.generator, device=v.device, dtype=v.dtype)
-        target = torch.minimum(target * total, torch.nextafter(total, torch.zeros_like(total)))
+        target = self._random(v, rows.shape[0]) * total
+        target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
         rank = torch.searchsorted(cumulated, target, right=True) + lo
         state["rank"][rows] = torch.where(won[rows], rank, state["rank"][rows])
-        state["value"] = torch.maximum(state["value"], key)
+
+    def _random(self, like: Tensor, rows: int) -> Tensor:
+        return torch.rand(rows, self.draws, generator=self.generator, device=like.device, dtype=like.dtype)
 
     def combine(self, state: State, processes: Processes) -> None:
-        processes.keep_owned(state["value"], state["rank"])
+        # The largest of log weight + Gumbel noise is with each process as often as its weight says.
+        noise = torch.empty_like(state["rank"], dtype=state["mass"].dtype)
+        noise.exponential_(generator=self.generator).log_()
+        key = torch.where(state["mass"] > 0, state["top"] + state["mass"].log() - noise, -BIG)
+        processes.keep_owned(key, state["rank"])
 
     def finish(self, state: State) -> tuple[list[Tensor], float]:
         return [state["rank"]], 1.0

@@ -207,8 +207,15 @@ class MatrixSide:
     def topk(self, k: int, scale: float = 1.0) -> Tensor:
         return self.tiled().topk(k, scale)
 
-    def sample(self, log_weight: Elementwise, draws: int, generator: torch.Generator | None = None) -> Tensor:
-        return self.tiled().sample(log_weight, draws, generator)
+    def sample(
+        self,
+        log_weight: Elementwise,
+        draws: int,
+        generator: torch.Generator | None = None,
+        *,
+        kind: Kind | None = None,
+    ) -> Tensor:
+        return self.tiled().sample(log_weight, draws, generator, kind=kind)
 
 
 class _Gram(torch.autograd.Function):

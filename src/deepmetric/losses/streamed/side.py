@@ -12,7 +12,7 @@ from torch import Tensor
 from deepmetric.losses.streamed import choose, steps, sums
 from deepmetric.losses.streamed.listed import PairList
 from deepmetric.losses.streamed.logsumexp import LogSumExp
-from deepmetric.losses.streamed.metric import Metric
+from deepmetric.losses.streamed.metric import Kind, Metric
 from deepmetric.losses.streamed.operator import Job, reduce
 from deepmetric.losses.streamed.tiles import BIG, LOG2E, Group
 
@@ -191,11 +191,18 @@ class Side:
         return self._refs(self._reduce(choose.TopK(k), self.pairs.metric(scale), [])[1])
 
     def sample(
-        self, log_weight: sums.Elementwise, draws: int, generator: torch.Generator | None = None
+        self,
+        log_weight: sums.Elementwise,
+        draws: int,
+        generator: torch.Generator | None = None,
+        *,
+        kind: Kind | None = None,
     ) -> Tensor:
-        """References [N, draws] drawn with replacement, weighted by exp(log_weight(v)); -1 without weights."""
+        """References [N, draws] drawn with replacement, weighted by exp(log_weight(v)); -1 without weights. ``kind``:
+        of the values that ``log_weight`` takes, if not that of the comparison."""
         reduction = choose.Sample(log_weight, draws, generator)
-        return self._refs(self._reduce(reduction, self.pairs.metric(), [])[0])
+        metric = self.pairs.metric()._replace(kind=kind or self.pairs.kind)
+        return self._refs(self._reduce(reduction, metric, [])[0])
 
     def _refs(self, ranks: Tensor) -> Tensor:
         order = self.groups[0].order if self.groups else None
