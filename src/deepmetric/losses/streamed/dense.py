@@ -76,12 +76,16 @@ class MatrixSide:
         # v - t where it counts, with its sign. (As numbers masks are faster than `where`, the conversion included.)
         hinge = (values - t).clamp_min_(0) if above else (values - t).clamp_max_(0)
         hinge.mul_(self.mask.to(hinge.dtype))
-        active, sign = hinge.sign(), 1.0 if above else -1.0
-        count = active.sum(1).mul_(sign)
+        active = hinge.sign()
+        count = active.sum(1)
         if squared:
             value, slope = hinge.square().sum(1), hinge.mul_(2)
         else:
-            value, slope = hinge.sum(1).mul_(sign), active
+            value, slope = hinge.sum(1), active
+        if not above:
+            count.neg_()
+            if not squared:
+                value.neg_()
         if not isinstance(threshold, Tensor):
             return _WithSlopes.apply(value, self.values, slope), count
         return _WithSlopes.apply(
