@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from deepmetric.losses.streamed import Comparison
+from deepmetric.losses.streamed import Comparison, operator
 
 NAMES = """contrastive cosine|contrastive linear|contrastive Hadsell|triplet all|triplet all distance
 triplet all cosine|triplet all soft|triplet all soft, not normalised|triplet band|triplet band soft
@@ -73,13 +74,17 @@ def test_every_form_is_named_here(forms: ModuleType) -> None:
     own=st.booleans(),
     width=st.sampled_from([1, 3, 16, 64, None]),
     listed=st.sampled_from([0, 2**20]),
+    side_by_side=st.booleans(),
 )
-def test_loss(dense, forms, name, seed, n, m, classes, own, width, listed) -> None:
+def test_loss(dense, forms, name, seed, n, m, classes, own, width, listed, side_by_side) -> None:
     kind, normalize, loss = forms.FORMS[name]
     if name in IN_BATCH:
         m = 0
     given = problem(seed, n, m, classes, own or m == 0)
-    streamed = value_and_gradients(Comparison, loss, name, kind, normalize, given, width=width, listed=listed)
+    with patch.object(operator, "SIDE_BY_SIDE", 256 if side_by_side else 0):
+        streamed = value_and_gradients(
+            Comparison, loss, name, kind, normalize, given, width=width, listed=listed
+        )
     truth = value_and_gradients(dense, loss, name, kind, normalize, given)
     for ours, theirs in zip(streamed, truth):
         assert_close(ours, theirs, atol=1e-9, rtol=1e-8, equal_nan=True)

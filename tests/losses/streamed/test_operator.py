@@ -11,7 +11,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from deepmetric.losses.streamed import Comparison
+from deepmetric.losses.streamed import Comparison, operator
 
 
 def data(n=9, m=30, d=4, classes=4, dtype=torch.float64):
@@ -48,6 +48,37 @@ def test_gradcheck_of_every_reduction(width: int, kind, normalize: bool) -> None
 
     inputs = tuple(leaf.clone().requires_grad_() for leaf in (x, refs, t))
     assert gradcheck(joined, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("side_by_side", [256, 0])
+@pytest.mark.parametrize("kind", ["dot", "distance"])
+@pytest.mark.parametrize("share", [0, 2, 30, 60])
+def test_references_without_a_weight_are_left_out(monkeypatch, side_by_side: int, kind, share: int) -> None:
+    """Weights of both signs at 0 to 60 of 64 references, 0 at those that are all the same point."""
+    monkeypatch.setattr(operator, "SIDE_BY_SIDE", side_by_side)
+    picked, ask = [], operator._weighed
+    monkeypatch.setattr(operator, "_weighed", lambda weights: picked.append(ask(weights)) or picked[-1])
+    x, labels, refs, _ = data(m=64)
+    refs[torch.randperm(64, generator=torch.Generator().manual_seed(1))[share:]] = x[0]
+    unit_refs = torch.nn.functional.normalize(refs)
+
+    def values(anchors):
+        product = torch.nn.functional.normalize(anchors) @ unit_refs.T
+        return product if kind == "dot" else (2 - 2 * product).clamp_min(1e-12).sqrt()
+
+    at_point = values(x)[:, (refs == x[0]).all(1).nonzero()[0, 0]]
+
+    def cost(v, t):
+        return torch.where((v - t).abs() > 1e-6, torch.sin(9 * v), 0)
+
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pairs = Comparison(leaf, labels, refs, torch.full((64,), 9), None, kind=kind, width=16)
+    value, truth = pairs.negatives.sum(cost, at_point).sum(), cost(values(other), at_point[:, None]).sum()
+    value.backward()
+    truth.backward()
+    assert_close(value, truth)
+    assert_close(leaf.grad, other.grad)
+    assert [p is not None for p in picked] == ([True] * 4 if share <= 2 else [False])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -66,6 +66,7 @@ class Extreme:
     """The largest value of each anchor without its place, -BIG over nothing."""
 
     differentiable = False
+    side_by_side = True
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         return {"value": like.new_full((rows,), -BIG)}
@@ -127,6 +128,7 @@ class Sample:
     """
 
     differentiable = False
+    side_by_side = True
 
     def __init__(self, log_weight: Elementwise, draws: int, generator: torch.Generator | None = None) -> None:
         self.log_weight, self.draws, self.generator = log_weight, draws, generator

@@ -23,6 +23,7 @@ class LogSumExp:
     """
 
     differentiable = True
+    side_by_side = True
 
     def __init__(
         self,

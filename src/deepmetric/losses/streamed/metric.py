@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from deepmetric.losses.streamed.tiles import Buffers
+from deepmetric.losses.streamed.tiles import Buffers, take_columns
 
 Kind = Literal["dot", "squared", "distance"]
 
@@ -20,7 +20,7 @@ class Distances(NamedTuple):
     zero: bool
 
     def columns(self, columns: Tensor) -> Distances:
-        return Distances(self.tile.index_select(1, columns), self.zero)
+        return Distances(take_columns(self.tile, columns), self.zero)
 
 
 class Metric(NamedTuple):

@@ -11,9 +11,12 @@ from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.streamed.metric import Metric
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.tiles import Buffers, Group, Hide
+from deepmetric.losses.streamed.tiles import Buffers, Group, Hide, take_columns
 
 Weights = Tensor | tuple[Tensor, ...]
+
+# Anchors up to which their values lie side by side where a reduction allows it: README.md, "Anchors side by side".
+SIDE_BY_SIDE = 256
 
 
 class Reduction(Protocol):
@@ -26,10 +29,12 @@ class Reduction(Protocol):
     """
 
     differentiable: bool
-    # Attributes that may be missing: how many outputs have gradients (1), and whether ``tile`` leaves values alone,
-    # but for hidden ones, which it may make +-BIG (False).
+    # Attributes that may be missing: how many outputs have gradients (1), whether ``tile`` leaves values alone,
+    # but for hidden ones, which it may make +-BIG (False), and whether it goes over whole tiles alone, so that their
+    # columns may be what lies together in memory (False).
     outputs: int
     preserves: bool
+    side_by_side: bool
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> dict[str, Tensor]: ...
 
@@ -130,8 +135,14 @@ def _several(weights: Any) -> tuple[Any, ...]:
 
 
 def _buffers(job: Job, like: Tensor) -> Buffers:
-    sizes = [(g.rows.stop - g.rows.start) * min(g.width, g.stop - g.start) for g in job.groups]
-    return Buffers(like, max(sizes, default=0))
+    rows = [group.rows.stop - group.rows.start for group in job.groups]
+    sizes = [n * min(group.width, group.stop - group.start) for n, group in zip(rows, job.groups)]
+    side_by_side = (
+        getattr(job.reduction, "side_by_side", False)
+        and not like.is_cuda
+        and max(rows, default=0) <= SIDE_BY_SIDE
+    )
+    return Buffers(like, max(sizes, default=0), side_by_side=side_by_side)
 
 
 def _load(
@@ -143,7 +154,7 @@ def _load(
         rows = rows.to(dtype)
     if job.normalize_refs:
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        out = buffers(-1, *rows.shape) if buffers is not None else None
+        out = buffers.rows(rows.shape) if buffers is not None else None
         rows = torch.div(rows, norms.add_(norms == 0), out=out)
     return rows
 
@@ -193,7 +204,7 @@ def _run(
             weighed = _weighed(weights) if few else None
             few = weighed is not None
             if weighed is not None:
-                tile_refs, weights = tile_refs[weighed], [w.index_select(1, weighed) for w in weights]
+                tile_refs, weights = tile_refs[weighed], [take_columns(w, weighed) for w in weights]
                 distance = distance.columns(weighed) if distance is not None else None
             weights = [metric.to_rows(w, distance) for w in weights]
             for total, w in zip(run["B"], weights):
@@ -216,7 +227,7 @@ def _weighed(weights: Sequence[Tensor]) -> Tensor | None:
         weighed = some if weighed is None else weighed | some
     assert weighed is not None
     columns = weighed.nonzero()[:, 0]
-    return columns if 4 * columns.shape[0] <= weighed.shape[0] else None
+    return columns if 3 * columns.shape[0] <= weighed.shape[0] else None
 
 
 def _joined(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -153,7 +153,7 @@ class _Chunk:
             hi = min(lo + width, len(self.refs))
             refs = self.refs[lo:hi].to(scaled.dtype)
             if self.norms is not None:
-                refs = torch.div(refs, self.norms[lo:hi], out=self.space(1, *refs.shape))
+                refs = torch.div(refs, self.norms[lo:hi], out=self.space.rows(refs.shape))
             if self.kept is not None:
                 e = self.kept[n * lo : n * hi].view(n, hi - lo)
             else:

@@ -20,6 +20,7 @@ class HingeSum:
     are positive, as floats; with ``hardest`` a third: the largest (smallest) of all values, +-BIG over nothing."""
 
     differentiable = True
+    side_by_side = True
     preserves = True
 
     def __init__(self, *, above: bool, squared: bool = False, hardest: bool = False) -> None:
@@ -46,7 +47,7 @@ class HingeSum:
             hinge.sign_()
             state["count"].add_(hinge.sum(1))
             return hinge
-        state["sum"].add_(torch.linalg.vector_norm(hinge, dim=1).square_())
+        state["sum"].add_(torch.square(hinge, out=spare(1)).sum(1))
         state["slope0"].add_(hinge.sum(1))
         state["count"].add_(torch.sign(hinge, out=spare(1)).sum(1))
         return hinge
@@ -83,6 +84,7 @@ class SoftplusSum:
     """
 
     differentiable = True
+    side_by_side = True
 
     def __init__(self, *, mined: bool = False) -> None:
         self.mined = mined
@@ -134,6 +136,7 @@ class ExponentialHinge:
     """
 
     differentiable = True
+    side_by_side = True
     preserves = True
     outputs = 2
     wanted = True
@@ -187,6 +190,7 @@ class ElementwiseSum:
     """
 
     differentiable = True
+    side_by_side = True
 
     wanted = True  # whether anybody needs the weights
 
@@ -229,6 +233,7 @@ class WeightedSum:
     """Σ weight(v) v with the weights as constants, the surrogate of General Pair Weighting."""
 
     differentiable = True
+    side_by_side = True
 
     def __init__(self, weight: Elementwise) -> None:
         self.weight = weight

@@ -31,19 +31,26 @@ class HiddenPairs:
     """Hidden pairs as a list: row and rank [E] each, sorted by rank unless all lie in one tile."""
 
     def __init__(self, row: Tensor, rank: Tensor, start: int, stop: int, width: int) -> None:
-        tile = (rank - start) // width
+        self.row, self.column = row, (rank - start) % width
         last = (stop - start - 1) // width
-        widths = torch.where(tile == last, stop - start - last * width, width)
-        flat = row * widths + (rank - start) - tile * width
-        if last <= 0:
-            self.parts = [flat]
-        else:
+        widths = torch.where((rank - start) // width == last, stop - start - last * width, width)
+        self.widths, self.start, self.width = widths, start, width
+        self.lengths = [len(rank)]
+        if last > 0:
             edges = torch.arange(start, stop + width, width, device=rank.device)
-            self.parts = flat.split(torch.searchsorted(rank, edges).diff().tolist())
-        self.start, self.width = start, width
+            self.lengths = torch.searchsorted(rank, edges).diff().tolist()
+        self.places: dict[bool, tuple[Tensor, ...]] = {}
+
+    def places_in(self, tile: Tensor, lo: int) -> Tensor:
+        """Where in the memory of a tile its hidden pairs are."""
+        by_rows = tile.is_contiguous()
+        if by_rows not in self.places:
+            flat = self.row * self.widths + self.column if by_rows else self.column * tile.shape[0] + self.row
+            self.places[by_rows] = flat.split(self.lengths)
+        return self.places[by_rows][(lo - self.start) // self.width]
 
     def of_tile(self, lo: int, hi: int, spare: Tensor) -> Hide:
-        return _HidePairs(self.parts[(lo - self.start) // self.width])
+        return _HidePairs(self, lo)
 
 
 class HiddenClasses:
@@ -60,12 +67,14 @@ class HiddenClasses:
 
 
 class _HidePairs:
-    def __init__(self, flat: Tensor) -> None:
-        self.flat = flat
+    def __init__(self, pairs: HiddenPairs, lo: int) -> None:
+        self.pairs, self.lo = pairs, lo
 
     def __call__(self, tile: Tensor, value: float) -> None:
-        if self.flat.shape[0]:
-            tile.view(-1).index_fill_(0, self.flat, value)
+        places = self.pairs.places_in(tile, self.lo)
+        if places.shape[0]:
+            memory = tile if tile.is_contiguous() else tile.t()
+            memory.view(-1).index_fill_(0, places, value)
 
 
 class _HideClasses:
@@ -109,18 +118,36 @@ def tile_width(anchors: int, like: Tensor) -> int:
     return min(max(1 << (width.bit_length() - 1), 256), 16384)
 
 
-class Buffers:
-    """Tiles of work space that are allocated once and reused; number ``i`` of shape [n, m]."""
+def take_columns(tile: Tensor, columns: Tensor) -> Tensor:
+    """[n, k] of [n, m], in the layout of the tile."""
+    if tile.is_contiguous():
+        return tile.index_select(1, columns)
+    return tile.t().index_select(0, columns).t()
 
-    def __init__(self, like: Tensor, elements: int) -> None:
-        self.like, self.elements = like, elements
+
+class Buffers:
+    """Tiles of work space that are allocated once and reused; number ``i`` of shape [n, m].
+
+    ``side_by_side``: the n numbers of a column lie beside each other in memory, and not the m of a row.
+    """
+
+    def __init__(self, like: Tensor, elements: int, *, side_by_side: bool = False) -> None:
+        self.like, self.elements, self.side_by_side = like, elements, side_by_side
         self.flat: dict[int, Tensor] = {}
         self.shaped: dict[tuple[int, int, int], Tensor] = {}  # nearly all tiles have one shape
 
     def __call__(self, i: int, n: int, m: int) -> Tensor:
         tile = self.shaped.get((i, n, m))
         if tile is None:
-            if i not in self.flat or self.flat[i].numel() < n * m:
-                self.flat[i] = self.like.new_empty(max(self.elements, n * m))
-            tile = self.shaped[i, n, m] = self.flat[i][: n * m].view(n, m)
+            flat = self._flat(i, n * m)
+            tile = self.shaped[i, n, m] = flat.view(m, n).t() if self.side_by_side else flat.view(n, m)
         return tile
+
+    def rows(self, shape: torch.Size) -> Tensor:
+        """Space for rows [m, d]."""
+        return self._flat(-1, shape.numel()).view(shape)
+
+    def _flat(self, i: int, elements: int) -> Tensor:
+        if i not in self.flat or self.flat[i].shape[0] < elements:
+            self.flat[i] = self.like.new_empty(max(self.elements, elements))
+        return self.flat[i][:elements]
