@@ -70,27 +70,13 @@ class MatrixSide:
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
-        values, t = self.values.detach(), threshold
-        if isinstance(t, Tensor):
-            t = t.detach()[:, None] if t.ndim else t.detach()
-        # v - t where it counts, with its sign. (As numbers masks are faster than `where`, the conversion included.)
-        hinge = (values - t).clamp_min_(0) if above else (values - t).clamp_max_(0)
-        hinge.mul_(self.mask.to(hinge.dtype))
-        active = hinge.sign()
-        count = active.sum(1)
-        if squared:
-            value, slope = hinge.square().sum(1), hinge.mul_(2)
-        else:
-            value, slope = hinge.sum(1), active
-        if not above:
-            count.neg_()
-            if not squared:
-                value.neg_()
-        if not isinstance(threshold, Tensor):
-            return _WithSlopes.apply(value, self.values, slope), count
-        return _WithSlopes.apply(
-            value, self.values, slope, threshold.expand(len(value)), -slope.sum(1)
-        ), count
+        t = threshold[:, None] if isinstance(threshold, Tensor) and threshold.ndim else threshold
+        beyond = self.values - t
+        # Torch's own derivative of a product: a Function of ours takes three times as long to call.
+        ahead = beyond.detach()
+        active = (ahead.clamp_min(0) if above else ahead.clamp_max(0)).mul_(self.mask).sign_()
+        hinge, count = beyond * active, active.sum(1)
+        return (hinge.square() if squared else hinge).sum(1), count if above else -count
 
     def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
         t = shift[:, None] if isinstance(shift, Tensor) and shift.ndim else shift
@@ -238,26 +224,18 @@ class _Gram(torch.autograd.Function):
 
 
 class _WithSlopes(torch.autograd.Function):
-    """``value`` [N], whose slopes for ``values`` [N, M] are known already, and for a parameter [N] too: one
-    operation in place of a graph."""
+    """``value`` [N], whose slopes for ``values`` [N, M] are known already: one operation in place of a graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        value: Tensor,
-        values: Tensor,
-        slope: Tensor,
-        param: Tensor | None = None,
-        by_param: Tensor | None = None,
-    ) -> Tensor:
-        ctx.save_for_backward(slope, by_param)
+    def forward(ctx: Any, value: Tensor, values: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(slope)
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        slope, by_param = ctx.saved_tensors
-        return None, grad[:, None] * slope, None, None if by_param is None else grad * by_param, None
+        (slope,) = ctx.saved_tensors
+        return None, grad[:, None] * slope, None
 
 
 class _OverPositives(torch.autograd.Function):
