@@ -64,9 +64,9 @@ def by_products(x, labels, refs, ref_labels, own, scale: float, by: float, **how
     listed=st.sampled_from([0, 30, 2**18]),
     kept=st.sampled_from([0, 1000, 2**25]),
     most=st.sampled_from([1, 5, 1024]),
-    together=st.sampled_from([1, 3]),
+    threads=st.sampled_from([1, 3]),
 )
-def test_equals_every_triangle(seed, n, m, weights, against, width, listed, kept, most, together) -> None:
+def test_equals_every_triangle(seed, n, m, weights, against, width, listed, kept, most, threads) -> None:
     x, labels, refs, ref_labels = drawn(seed, n, m, weights)
     own = None
     if against == "copies":  # one of another label, one whose row has changed, one that is not there
@@ -81,8 +81,7 @@ def test_equals_every_triangle(seed, n, m, weights, against, width, listed, kept
             args, leaves = (leaf, labels, leaf, labels, torch.arange(n)), [leaf]
         else:
             args, leaves = (leaf, labels, r, ref_labels, own), [leaf] if constant else [leaf, r]
-        how_many = {"tiles_together": lambda like: together}
-        with patch.multiple(products, KEPT=kept, FEWEST=1, MOST=most, **how_many):
+        with patch.multiple(products, KEPT=kept, FEWEST=1, MOST=most, threads=lambda like: threads):
             value = form(*args, scale=2.5, by=3.0, **how)
         results.append([value, *torch.autograd.grad(value, leaves)])
     for one, other in zip(*results):

@@ -142,33 +142,33 @@ class _Chunk:
         self.pairs = slice(*torch.searchsorted(job.at, edges).tolist())
         self.at = job.at[self.pairs] - entry
 
-    def _tiles(self, *, again: bool = False) -> Iterator[tuple[slice, Tensor, list[Tensor]]]:
-        """References of neighbouring tiles, as unit rows, and E of the chunk's ends for each tile; ``again``: as kept,
-        if it was kept."""
-        n, m, together = len(self.ends), len(self.refs), tiles_together(self.ends)
+    def _tiles(self, *, again: bool = False) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """References of a tile, as unit rows, and E of the chunk's ends; ``again``: as kept, if it was kept."""
+        n = len(self.ends)
         # The many small products are worth a tile that is wider than others.
-        width = self.job.pairs.width or 4 * tile_width(n, self.ends) // max(together, 2)
+        width = self.job.pairs.width or 2 * tile_width(n, self.ends)
         scaled = self.ends * (self.job.scale * LOG2E)
         hidden = self.job.ends.hidden(self.rows, width)
-        lo = 0
-        while lo < m:
-            number = together if lo + together * width <= m else 1
-            hi = min(lo + number * width, m)
-            each = (hi - lo) // number
+        for lo in range(0, len(self.refs), width):
+            hi = min(lo + width, len(self.refs))
             refs = self.refs[lo:hi].to(scaled.dtype)
             if self.norms is not None:
                 refs = torch.div(refs, self.norms[lo:hi], out=self.space.rows(refs.shape))
             if self.kept is not None:
-                e = self.kept[n * lo : n * hi].view(number, n, each)
+                e = self.kept[n * lo : n * hi].view(n, hi - lo)
             else:
-                e = self.space(2, number * n, each).view(number, n, each)
+                e = self.space(2, n, hi - lo)
             if not again or self.kept is None:
-                torch.bmm(scaled.expand(number, *scaled.shape), refs.view(number, each, -1).mT, out=e).exp2_()
-                for k, tile in enumerate(e):
-                    at = lo + k * each
-                    hidden.of_tile(at, at + each, self.space(3, n, each))(tile, 0.0)
-            yield slice(lo, hi), refs, list(e)
-            lo = hi
+                self._exponentials(scaled, refs, e)
+                hidden.of_tile(lo, hi, self.space(3, n, hi - lo))(e, 0.0)
+            yield slice(lo, hi), refs, e
+
+    def _exponentials(self, scaled: Tensor, refs: Tensor, e: Tensor) -> None:
+        """2 to the power of the products of rows, [n, m] as ``e``."""
+        refs, n = strips(refs), len(scaled)
+        product = self.space(3, len(refs) * n, refs.shape[1]).view(len(refs), n, refs.shape[1])
+        torch.bmm(scaled.expand(len(refs), *scaled.shape), refs.mT, out=product)
+        torch.exp2(product, out=e.view(n, len(refs), refs.shape[1]).transpose(0, 1))
 
     def _of_blocks(self, e: Tensor) -> list[Tensor]:
         return _pieces(e, [(block.number, block.rows, e.shape[1]) for block in self.blocks])
@@ -180,10 +180,9 @@ class _Chunk:
         """S of the chunk's pairs."""
         entries = self.ends.new_zeros(self.entries.stop - self.entries.start)
         gram = self._of_pairs(entries)
-        for _, _, tiles in self._tiles():
-            for e in tiles:
-                for block, part, rows in zip(self.blocks, gram, self._of_blocks(e)):
-                    part.baddbmm_(rows[:, : block.left], rows[:, block.second :].mT)
+        for _, _, e in self._tiles():
+            for block, part, rows in zip(self.blocks, gram, self._of_blocks(e)):
+                part.baddbmm_(rows[:, : block.left], rows[:, block.second :].mT)
         return entries[self.at]
 
     def add_gradients(self, slope: Tensor, by_rows: Tensor, by_refs: Tensor | None) -> None:
@@ -199,24 +198,29 @@ class _Chunk:
         else:
             weights = [_both_ways(block, weight) for block, weight in zip(self.blocks, weights)]
             taking = [(block.rows, 0) for block in self.blocks]
-        total = self.ends.new_zeros(tiles_together(self.ends), len(index), self.ends.shape[1])
-        for where, refs, tiles in self._tiles(again=True):
-            number, each = len(tiles), tiles[0].shape[1]
-            w = self.space(4, number * len(index), each).view(number, len(index), each)
-            for e, w_of_tile in zip(tiles, w):
-                parts = _pieces(w_of_tile, [(b.number, n, each) for b, (n, _) in zip(self.blocks, taking)])
-                for part, weight, rows, (n, beside) in zip(parts, weights, self._of_blocks(e), taking):
-                    torch.bmm(weight, rows[:, beside:], out=part).mul_(rows[:, :n])
-            refs = refs.view(number, each, -1)
-            total[:number].baddbmm_(w, refs)
+        total = self.ends.new_zeros(threads(self.ends), len(index), self.ends.shape[1])
+        for where, refs, e in self._tiles(again=True):
+            w = self.space(4, len(index), e.shape[1])
+            parts = _pieces(w, [(b.number, n, e.shape[1]) for b, (n, _) in zip(self.blocks, taking)])
+            for part, weight, rows, (n, beside) in zip(parts, weights, self._of_blocks(e), taking):
+                torch.bmm(weight, rows[:, beside:], out=part).mul_(rows[:, :n])
+            of_strip = strips(refs)
+            total[: len(of_strip)].baddbmm_(w.view(len(w), len(of_strip), -1).transpose(0, 1), of_strip)
             if by_refs is not None:
-                by_refs[where].view(number, each, -1).baddbmm_(w.mT, self.ends.expand(number, *self.ends.shape))
+                by_refs[where].addmm_(w.t(), self.ends)
         by_rows[index] = total.sum(0)
 
 
-def tiles_together(like: Tensor) -> int:
-    """How many tiles are multiplied in one call: one a thread, since a product with few rows is badly shared out."""
+def threads(like: Tensor) -> int:
+    """How many parts a product is shared out in."""
     return 1 if like.is_cuda else min(torch.get_num_threads(), 8)
+
+
+def strips(rows: Tensor) -> Tensor:
+    """References [m, d] as [threads, m / threads, d], or [1, m, d] where they cannot be shared out: a product with few rows
+    is quicker where each thread has references of its own."""
+    number = threads(rows)
+    return rows.view(number if len(rows) % number == 0 else 1, -1, rows.shape[1])
 
 
 def _pieces(whole: Tensor, shapes: list[tuple[int, int, int]]) -> list[Tensor]:
