@@ -184,7 +184,9 @@ def _run(
     prepared, norms = metric.anchors(x)
     preserved = getattr(reduction, "preserves", False)
     n = len(x)
-    few = not x.is_cuda  # whether few references have a weight in all tiles so far; a GPU would have to be waited for
+    few = (
+        not x.is_cuda
+    )  # whether few references have a weight in all tiles so far; a GPU would have to be waited for
     for lo, hi in group.tiles():
         tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
         v, distance = metric.values(prepared, norms, tile_refs, buffers, preserved)

@@ -217,8 +217,8 @@ def threads(like: Tensor) -> int:
 
 
 def strips(rows: Tensor) -> Tensor:
-    """References [m, d] as [threads, m / threads, d], or [1, m, d] where they cannot be shared out: a product with few rows
-    is quicker where each thread has references of its own."""
+    """References [m, d] as [threads, m / threads, d], or [1, m, d] where they cannot be shared out: a product with few
+    rows is quicker where each thread has references of its own."""
     number = threads(rows)
     return rows.view(number if len(rows) % number == 0 else 1, -1, rows.shape[1])
 

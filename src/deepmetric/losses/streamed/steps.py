@@ -114,9 +114,9 @@ def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple
 class SoftSteps:
     """Σ_k Σ_j log(1 + exp(v_j - t_k)) over values with start_k < v_j < stop_k; parameters as of HingeSteps.
 
-    Where values and thresholds of an anchor are not far apart, exp(v) is taken once for all thresholds and one logarithm
-    for many terms: log Π (1 + exp(v) / exp(t_k)), to which a term below the rounding of 1 adds nothing. ``bound`` is
-    what no value exceeds; on a CPU each tile is looked at instead.
+    Where values and thresholds of an anchor are not far apart, exp(v) is taken once for all thresholds and one
+    logarithm for many terms: log Π (1 + exp(v) / exp(t_k)), to which a term below the rounding of 1 adds nothing.
+    ``bound`` is what no value exceeds; on a CPU each tile is looked at instead.
     """
 
     differentiable = True
