@@ -89,7 +89,7 @@ def against_memory(forms, rounds: int, only: list[str]) -> None:
         positives = float((labels[:, None] == memory_labels).sum() / len(labels))
         print(f"\n256 x 65,536 x 128, {classes} classes, {positives:.1f} positives an anchor")
         print(f"{'loss':34}{'ms':>8}{'x products':>12}{'x tiled':>9}")
-        every = forms.FORMS | with_boundary(forms)
+        every = forms.FORMS | more_forms(forms)
         names = (
             every if classes == MANY else ("multi-similarity", "contrastive cosine", "binomial", "NT-Xent")
         )
@@ -103,13 +103,32 @@ def against_memory(forms, rounds: int, only: list[str]) -> None:
             print(f"{name:34}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
 
 
-def with_boundary(forms) -> dict[str, tuple]:
-    """The margin losses, at one boundary for all classes."""
+def more_forms(forms) -> dict[str, tuple]:
+    """The margin losses, at one boundary for all classes; and hinges in reach of every pair, where few random rows are
+    in reach of the usual ones and the others are left out."""
 
     def at(loss):
         return "distance", True, lambda c: loss(c, torch.full((len(c.anchors),), 1.2))
 
-    return {"margin": at(forms.margin), "margin, distance-weighted": at(forms.margin_sampled)}
+    return {
+        "margin": at(forms.margin),
+        "margin, distance-weighted": at(forms.margin_sampled),
+        "contrastive cosine, all in reach": ("dot", True, lambda c: forms.contrastive_cosine(c, -1.0)),
+        "ranked list, all in reach": ("distance", True, lambda c: forms.ranked_list(c, alpha=2.0)),
+    }
+
+
+def by_anchors(forms, rounds: int) -> None:
+    print("\nmulti-similarity, anchors x 65,536 x 128")
+    print(f"{'anchors':>9}{'ms':>8}{'x products':>12}{'x tiled':>9}")
+    for n in (32, 64, 128, 256, 512):
+        x, labels, memory, memory_labels = problem(n, 65536, 128, MANY)
+        run = step(forms.FORMS["multi-similarity"], x, labels, memory, memory_labels)
+        best = best_of(
+            rounds, {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
+        )
+        ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
+        print(f"{n:9}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
 
 
 def by_memory_size(forms, rounds: int) -> None:
@@ -276,6 +295,7 @@ def beside_the_table(forms, arguments: argparse.Namespace) -> None:
             ]
             out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             print(f"{name:24}{classes:7} classes {out:>8}", flush=True)
+    by_anchors(forms, arguments.rounds)
     by_memory_size(forms, max(arguments.rounds // 2, 2))
     small_batch(arguments.rounds)
     training_step(min(arguments.rounds, 4))

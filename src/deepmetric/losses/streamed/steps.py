@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,43 @@ from deepmetric.losses.streamed.tiles import BIG, LOG2E, Hide
 # From this many thresholds an anchor on, a binary search for each value is cheaper than a pass for each
 # threshold (256 x 65,536 values on 2 cores: 3 ms a pass, 70 to 100 ms a search).
 SEARCH_FROM = 28
+
+
+class Slot(NamedTuple):
+    """What belongs to threshold k of each anchor: the first rows of everything, up to the last that has one."""
+
+    v: Tensor
+    t: Tensor
+    begin: Tensor
+    end: Tensor
+    spare: list[Tensor]
+    count: Tensor  # [n]
+    slope: Tensor  # [n]
+
+
+class Slots:
+    """The slots of a tile, by descending rows. Views take as long to make as a small operation, and nearly all tiles
+    have the same."""
+
+    def __init__(self, used: list[int], spares: int) -> None:
+        self.used, self.spares = used, spares
+        self.of: Tensor | None = None
+        self.slots: list[Slot] = []
+
+    def __call__(self, v: Tensor, params: Sequence[Tensor], spare, state: State) -> list[Slot]:
+        if self.of is not v:
+            work = [spare(i) for i in range(self.spares)]
+            slope = state.get("slope0", state["count"])
+            self.of, self.slots = v, []
+            for k, n in enumerate(self.used):
+                t, begin, end = (part[:n, k : k + 1] for part in params)
+                beside = [tile[:n] for tile in work]
+                self.slots.append(Slot(v[:n], t, begin, end, beside, state["count"][:n, k], slope[:n, k]))
+        return self.slots
+
+    def forget(self) -> None:
+        """Let go of the work space."""
+        self.of, self.slots = None, []
 
 
 class HingeSteps:
@@ -35,27 +73,30 @@ class HingeSteps:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t, begin = params[:2]
-        self.used = used_rows(begin < 0.5 * BIG)
+        self.slots = Slots(used_rows(begin < 0.5 * BIG), 3)
         # Sums are taken of v - centre, with a centre among the thresholds, so that no digits cancel.
         real = begin < 0.5 * BIG
         centre = torch.where(real, t, 0).sum(1) / real.sum(1).clamp_min(1)
         return {"weighted": like.new_zeros(rows), "count": torch.zeros_like(t), "centre": centre, "t": t}
 
-    def _counts(self, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, state: State | None) -> Tensor:
+    def _counts(
+        self, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, state: State, *, count: bool
+    ) -> Tensor:
         """How many intervals (start_k, stop_k) each value is in, [n, m]."""
         hide(v, -BIG)
         _, begin, end = params
         if begin.shape[1] >= SEARCH_FROM:
-            return self._searched(v, begin, end, state)
-        inside = spare(0).zero_()
-        for k, n in enumerate(self.used):
-            passed = torch.gt(v[:n], begin[:n, k : k + 1], out=spare(1)[:n])
+            return self._searched(v, begin, end, state if count else None)
+        every = spare(0).zero_()
+        for slot in self.slots(v, params, spare, state):
+            inside, passed, reached = slot.spare
+            torch.gt(slot.v, slot.begin, out=passed)
             if self.stops:
-                passed.mul_(torch.lt(v[:n], end[:n, k : k + 1], out=spare(2)[:n]))
-            if state is not None:
-                state["count"][:n, k].add_(passed.sum(1))
-            inside[:n].add_(passed)
-        return inside
+                passed.mul_(torch.lt(slot.v, slot.end, out=reached))
+            if count:
+                slot.count.add_(passed.sum(1))
+            inside.add_(passed)
+        return every
 
     def _searched(self, v: Tensor, begin: Tensor, end: Tensor, state: State | None) -> Tensor:
         inside, counts = _passed(v, begin, right=False, count=state is not None)
@@ -71,13 +112,13 @@ class HingeSteps:
         return inside
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
-        inside = self._counts(v, params, hide, spare, state)
+        inside = self._counts(v, params, hide, spare, state, count=True)
         hide(v, 0.0)
         state["weighted"].add_(v.sub_(state["centre"][:, None]).mul_(inside).sum(1))
         return inside
 
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        return self._counts(v, params, hide, spare, None)
+        return self._counts(v, params, hide, spare, state, count=False)
 
     def combine(self, state: State, processes: Processes) -> None:
         state["slope0"] = state["count"].clone()
@@ -85,6 +126,7 @@ class HingeSteps:
         state["weighted"] = processes.sum_(state["weighted"])
 
     def finish(self, state: State) -> tuple[list[Tensor], float]:
+        self.slots.forget()
         count = state["count"]
         offset = torch.where(count > 0, state.pop("t") - state["centre"][:, None], 0)
         value = state["weighted"] - (offset * count).sum(1)
@@ -127,64 +169,69 @@ class SoftSteps:
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t, begin = params[:2]
         real = begin < 0.5 * BIG
-        self.used = used_rows(real)
+        used = used_rows(real)
+        self.slots = Slots(used, 5)
         # Exponentials are taken of v - centre, a centre among the thresholds.
         centre = torch.where(real, t, 0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
         apart = torch.where(real, centre - t, 0)
-        self.centre, self.inverse = centre * LOG2E, (apart * LOG2E).exp2_()
+        inverse = (apart * LOG2E).exp2_()
+        self.centre, self.inverse = centre * LOG2E, [inverse[:n, k : k + 1] for k, n in enumerate(used)]
         self.spread = float(apart.abs().amax()) if t.numel() else 0.0
         self.highest = self.bound - float(centre.amin()) if len(t) else 0.0
         self.room = 0.9 * math.log(torch.finfo(t.dtype).max)  # the largest product in range, as a logarithm
         return {"sum": like.new_zeros(rows), "slope0": torch.zeros_like(t), "count": torch.zeros_like(t)}
 
     def tile(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, lo: int) -> Tensor:
-        return self._tile(state, v, params, hide, spare)
+        return self._tile(state, v, params, hide, spare, count=True)
 
     def replay(self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
-        return self._tile(None, v, params, hide, spare)
+        return self._tile(state, v, params, hide, spare, count=False)
 
-    def _tile(self, state: State | None, v: Tensor, params: Sequence[Tensor], hide: Hide, spare) -> Tensor:
+    def _tile(
+        self, state: State, v: Tensor, params: Sequence[Tensor], hide: Hide, spare, *, count: bool
+    ) -> Tensor:
         hide(v, -BIG)
-        odds = torch.add(-self.centre, v, alpha=LOG2E, out=spare(5))
+        slots, odds = self.slots(v, params, spare, state), spare(4)
+        torch.add(-self.centre, v, alpha=LOG2E, out=odds)
         highest = self.highest if v.is_cuda else float(odds.amax()) / LOG2E
+        slopes = spare(0).zero_()
         # Half of the range is for thresholds, so that exp(v) does not vanish where it is near one of them.
         if self.spread <= self.room / 2 and highest + self.spread <= self.room - 1:
-            return self._by_products(state, v, odds.exp2_(), highest, params, spare)
-        return self._by_terms(state, v, params, spare)
+            odds.exp2_()
+            self._by_products(slots, highest, state["sum"] if count else None)
+        else:
+            self._by_terms(slots, state["sum"] if count else None)
+        return slopes
 
-    def _shown(self, state: State | None, v: Tensor, params: Sequence[Tensor], k: int, spare) -> Tensor:
-        """Whether each value is between start and stop k, as floats."""
-        n = v.shape[0]
-        _, begin, end = params
-        shown = torch.gt(v, begin[:n, k : k + 1], out=spare(2)[:n])
-        shown.mul_(torch.lt(v, end[:n, k : k + 1], out=spare(3)[:n]))
-        if state is not None:
-            state["count"][:n, k].add_(shown.sum(1))
+    def _shown(self, slot: Slot, *, count: bool) -> Tensor:
+        """Whether each value is between start and stop k, as floats in the third spare tile."""
+        _, reached, shown, *_ = slot.spare
+        torch.gt(slot.v, slot.begin, out=shown).mul_(torch.lt(slot.v, slot.end, out=reached))
+        if count:
+            slot.count.add_(shown.sum(1))
         return shown
 
-    def _by_products(
-        self, state: State | None, v: Tensor, odds: Tensor, highest: float, params: Sequence[Tensor], spare
-    ) -> Tensor:
-        slopes, product = spare(0).zero_(), spare(4).fill_(1)
+    def _by_products(self, slots: list[Slot], highest: float, total: Tensor | None) -> None:
+        """Adds the slopes to the first spare tile and, where they are counted, the sums to ``total`` [n]."""
         largest = math.log1p(math.exp(highest + self.spread))  # factor, as a logarithm
         together = int(self.room / max(largest, 0.01))  # factors that may be multiplied
-        factors = 0
-        for k, n in enumerate(self.used):
-            term = torch.mul(odds[:n], self.inverse[:n, k : k + 1], out=spare(1)[:n])
-            if self.intervals:
-                term.mul_(self._shown(state, v[:n], params, k, spare))
-            factor = torch.add(term, 1, out=spare(2)[:n])
-            if state is not None:
-                product[:n].mul_(factor)
-                factors += 1
-                if factors == together or k == len(self.used) - 1:
-                    state["sum"].add_(self._log(product, factors * largest))
-                    product, factors = spare(4).fill_(1), 0
-            sigmoid = term.div_(factor)
-            slopes[:n].add_(sigmoid)
-            if state is not None:
-                state["slope0"][:n, k].sub_(sigmoid.sum(1))
-        return slopes
+        for lo in range(0, len(slots), together):
+            multiplied = slots[lo : lo + together]
+            product = multiplied[0].spare[3].fill_(1)
+            for slot, inverse in zip(multiplied, self.inverse[lo:]):
+                slopes, term, factor, factors, odds = slot.spare
+                shown = self._shown(slot, count=total is not None) if self.intervals else None
+                torch.mul(odds, inverse, out=term)
+                if shown is not None:
+                    term.mul_(shown)
+                torch.add(term, 1, out=factor)
+                sigmoid = term.div_(factor)
+                slopes.add_(sigmoid)
+                if total is not None:
+                    factors.mul_(factor)
+                    slot.slope.sub_(sigmoid.sum(1))
+            if total is not None:
+                total[: product.shape[0]].add_(self._log(product, len(multiplied) * largest))
 
     def _log(self, product: Tensor, largest: float) -> Tensor:
         """Sums of the logarithms of each row's products, which are at most ``largest``; columns are multiplied while
@@ -194,25 +241,26 @@ class SoftSteps:
             product, largest = first.mul_(second), 2 * largest
         return product.log().sum(1)
 
-    def _by_terms(self, state: State | None, v: Tensor, params: Sequence[Tensor], spare) -> Tensor:
-        slopes = spare(0).zero_()
-        for k, n in enumerate(self.used):
-            term = torch.sub(v[:n], params[0][:n, k : k + 1], out=spare(1)[:n])
-            if self.intervals:
-                term.add_(self._shown(state, v[:n], params, k, spare).sub_(1), alpha=BIG)
-            if state is None:
+    def _by_terms(self, slots: list[Slot], total: Tensor | None) -> None:
+        """As :meth:`_by_products`."""
+        for slot in slots:
+            slopes, term, _, e, spare = slot.spare
+            shown = self._shown(slot, count=total is not None) if self.intervals else None
+            torch.sub(slot.v, slot.t, out=term)
+            if shown is not None:
+                term.add_(shown.sub_(1), alpha=BIG)
+            if total is None:
                 sigmoid = term.sigmoid_()
             else:
-                e = spare(4)[:n]
-                state["sum"][:n].add_(softplus_total(term, e, spare(5)[:n]))
+                total[: len(e)].add_(softplus_total(term, e, spare))
                 sigmoid = sigmoid_(term, e)
-                state["slope0"][:n, k].sub_(sigmoid.sum(1))
-            slopes[:n].add_(sigmoid)
-        return slopes
+                slot.slope.sub_(sigmoid.sum(1))
+            slopes.add_(sigmoid)
 
     def combine(self, state: State, processes: Processes) -> None:
         state["sum"] = processes.sum_(state["sum"])
         state["count"] = processes.sum_(state["count"])
 
     def finish(self, state: State) -> tuple[list[Tensor], float]:
+        self.slots.forget()
         return [state["sum"], state["count"].sum(1)], 1.0
