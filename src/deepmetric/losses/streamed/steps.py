@@ -27,8 +27,8 @@ class Slot(NamedTuple):
     begin: Tensor
     end: Tensor
     spare: list[Tensor]
-    count: Tensor  # [n]
-    slope: Tensor  # [n]
+    counts: Tensor  # [n]
+    slopes: Tensor  # [n]
 
 
 class Slots:
@@ -94,7 +94,7 @@ class HingeSteps:
             if self.stops:
                 passed.mul_(torch.lt(slot.v, slot.end, out=reached))
             if count:
-                slot.count.add_(passed.sum(1))
+                slot.counts.add_(passed.sum(1))
             inside.add_(passed)
         return every
 
@@ -208,7 +208,7 @@ class SoftSteps:
         _, reached, shown, *_ = slot.spare
         torch.gt(slot.v, slot.begin, out=shown).mul_(torch.lt(slot.v, slot.end, out=reached))
         if count:
-            slot.count.add_(shown.sum(1))
+            slot.counts.add_(shown.sum(1))
         return shown
 
     def _by_products(self, slots: list[Slot], highest: float, total: Tensor | None) -> None:
@@ -229,7 +229,7 @@ class SoftSteps:
                 slopes.add_(sigmoid)
                 if total is not None:
                     factors.mul_(factor)
-                    slot.slope.sub_(sigmoid.sum(1))
+                    slot.slopes.sub_(sigmoid.sum(1))
             if total is not None:
                 total[: product.shape[0]].add_(self._log(product, len(multiplied) * largest))
 
@@ -254,7 +254,7 @@ class SoftSteps:
             else:
                 total[: len(e)].add_(softplus_total(term, e, spare))
                 sigmoid = sigmoid_(term, e)
-                slot.slope.sub_(sigmoid.sum(1))
+                slot.slopes.sub_(sigmoid.sum(1))
             slopes.add_(sigmoid)
 
     def combine(self, state: State, processes: Processes) -> None:
