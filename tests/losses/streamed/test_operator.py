@@ -81,6 +81,34 @@ def test_references_without_a_weight_are_left_out(monkeypatch, side_by_side: int
     assert [p is not None for p in picked] == ([True] * 4 if share <= 2 else [False])
 
 
+@pytest.mark.parametrize("size", [0.1, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("band", [False, True])
+def test_soft_triplets_of_rows_of_any_size(size: float, dtype: torch.dtype, band: bool) -> None:
+    """Dot products up to 0.1 or to 10,000: exponentials that all thresholds share, and terms by themselves."""
+    x, labels, refs, ref_labels = data(m=60)
+    x, refs = size * x.to(dtype), size * refs.to(dtype)
+    leaf, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    pairs = Comparison(leaf, labels, refs, ref_labels, None, normalize=False, width=16)
+    p = pairs.positive_list
+    within = {"start": p.values - 1, "stop": p.values + 2} if band else {}
+    value, count = pairs.negatives.hinge_over_positives(p, p.values - 0.5, soft=True, **within)
+    v = other @ refs.T
+    positive = labels[:, None] == ref_labels
+    cost = v[:, None, :] - (v[:, :, None] - 0.5)  # anchor, positive, negative
+    counted = positive[:, :, None] & ~positive[:, None, :]
+    if band:
+        counted &= (v[:, None, :] > v[:, :, None] - 1) & (v[:, None, :] < v[:, :, None] + 2)
+    truth = torch.where(counted, torch.nn.functional.softplus(cost, threshold=40.0), 0).sum((1, 2))
+    value.sum().backward()
+    truth.sum().backward()
+    close = {"rtol": 1e-4, "atol": 1e-4 * size} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-9}
+    assert_close(value, truth, **close)
+    assert_close(leaf.grad, other.grad, **close)
+    if band:
+        assert_close(count, counted.sum((1, 2)).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_is_computed_in_float32(forms, dtype: torch.dtype, autocast: bool) -> None:
