@@ -184,9 +184,8 @@ def _run(
     prepared, norms = metric.anchors(x)
     preserved = getattr(reduction, "preserves", False)
     n = len(x)
-    few = (
-        not x.is_cuda
-    )  # whether few references have a weight in all tiles so far; a GPU would have to be waited for
+    # Whether few references had a weight in all tiles so far. (For a GPU's answer one would have to wait.)
+    few = not x.is_cuda
     for lo, hi in group.tiles():
         tile_refs = _load(job, group, refs, lo, hi, x.dtype, buffers)
         v, distance = metric.values(prepared, norms, tile_refs, buffers, preserved)
@@ -223,11 +222,7 @@ def _run(
 def _weighed(weights: Sequence[Tensor]) -> Tensor | None:
     """The columns of a tile with a weight that is not 0; None if they are so many that to pick them out takes longer
     than the product with all."""
-    weighed = None
-    for w in weights:
-        some = (w.amax(0) != 0) | (w.amin(0) != 0)
-        weighed = some if weighed is None else weighed | some
-    assert weighed is not None
+    weighed = torch.stack([(w.amax(0) != 0) | (w.amin(0) != 0) for w in weights]).any(0)
     columns = weighed.nonzero()[:, 0]
     return columns if 3 * columns.shape[0] <= weighed.shape[0] else None
 

@@ -36,6 +36,5 @@ def softplus_total(v: Tensor, e: Tensor, spare: Tensor) -> Tensor:
 
 def sigmoid_(v: Tensor, e: Tensor) -> Tensor:
     """The sigmoid of ``v`` in its place, with the ``e`` that :func:`softplus_total` left, which is overwritten."""
-    return torch.maximum(torch.ge(v, 0, out=v), e, out=v).div_(
-        e.add_(1)
-    )  # 1 / (1 + e), or e / (1 + e) below 0
+    torch.maximum(torch.ge(v, 0, out=v), e, out=v)  # the sigmoid is 1 / (1 + e), below 0 it is e / (1 + e)
+    return v.div_(e.add_(1))

@@ -150,4 +150,5 @@ class Buffers:
     def _flat(self, i: int, elements: int) -> Tensor:
         if i not in self.flat or self.flat[i].shape[0] < elements:
             self.flat[i] = self.like.new_empty(max(self.elements, elements))
+            self.shaped = {key: tile for key, tile in self.shaped.items() if key[0] != i}
         return self.flat[i][:elements]
