@@ -96,11 +96,19 @@ def against_memory(forms, rounds: int, only: list[str]) -> None:
         for name in names:
             if name == "lifted" or (only and not any(part in name for part in only)):
                 continue
-            run = step(every[name], x, labels, memory, memory_labels)
-            tasks = {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
-            best = best_of(rounds, tasks)
-            ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
-            print(f"{name:34}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
+            best = beside_products(step(every[name], x, labels, memory, memory_labels), x, memory, rounds)
+            print(f"{name:34}" + in_ratios(best), flush=True)
+
+
+def beside_products(run: Callable[[], object], x: Tensor, memory: Tensor, rounds: int) -> dict[str, float]:
+    tasks = {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
+    return best_of(rounds, tasks)
+
+
+def in_ratios(best: dict[str, float]) -> str:
+    """Milliseconds of the loss, and how many times both forms of the products that is."""
+    ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
+    return f"{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios)
 
 
 def more_forms(forms) -> dict[str, tuple]:
@@ -124,11 +132,7 @@ def by_anchors(forms, rounds: int) -> None:
     for n in (32, 64, 128, 256, 512):
         x, labels, memory, memory_labels = problem(n, 65536, 128, MANY)
         run = step(forms.FORMS["multi-similarity"], x, labels, memory, memory_labels)
-        best = best_of(
-            rounds, {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
-        )
-        ratios = (best["loss"] / best[other] for other in ("products", "tiled"))
-        print(f"{n:9}{best['loss'] * 1e3:8.1f}" + "{:12.2f}{:9.2f}".format(*ratios), flush=True)
+        print(f"{n:9}" + in_ratios(beside_products(run, x, memory, rounds)), flush=True)
 
 
 def by_memory_size(forms, rounds: int) -> None:
@@ -136,9 +140,7 @@ def by_memory_size(forms, rounds: int) -> None:
     for m in (4096, 16384, 65536, 262144, 1048576):
         x, labels, memory, memory_labels = problem(256, m, 128, MANY)
         run = step(forms.FORMS["multi-similarity"], x, labels, memory, memory_labels)
-        best = best_of(
-            rounds, {"products": products(x, memory), "tiled": products(x, memory, 1024), "loss": run}
-        )
+        best = beside_products(run, x, memory, rounds)
         each = {name: seconds / m * 1e6 for name, seconds in best.items()}
         print(f"{m:9,}" + "".join(f"  {name} {each[name]:.3f}" for name in each), flush=True)
 

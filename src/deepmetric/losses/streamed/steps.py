@@ -73,10 +73,10 @@ class HingeSteps:
 
     def start(self, rows: int, like: Tensor, params: Sequence[Tensor]) -> State:
         t, begin = params[:2]
-        self.slots = Slots(used_rows(begin < 0.5 * BIG), 3)
-        # Sums are taken of v - centre, with a centre among the thresholds, so that no digits cancel.
         real = begin < 0.5 * BIG
-        centre = torch.where(real, t, 0).sum(1) / real.sum(1).clamp_min(1)
+        self.slots = Slots(used_rows(real), 3)
+        # Sums are taken of v - centre, so that no digits cancel.
+        centre = _centre(t, real)
         return {"weighted": like.new_zeros(rows), "count": torch.zeros_like(t), "centre": centre, "t": t}
 
     def _counts(
@@ -139,6 +139,11 @@ def used_rows(used: Tensor) -> list[int]:
     return (used * torch.arange(1, len(used) + 1, device=used.device)[:, None]).amax(0).tolist()
 
 
+def _centre(t: Tensor, real: Tensor) -> Tensor:
+    """The mean of each row's thresholds [n], of those that are ``real``; 0 where none is."""
+    return torch.where(real, t, 0).sum(1) / real.sum(1).clamp_min(1)
+
+
 def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple[Tensor, Tensor | None]:
     """How many thresholds of its row each value has passed, and how many values have passed each."""
     ordered, order = thresholds.sort(dim=1)
@@ -171,11 +176,11 @@ class SoftSteps:
         real = begin < 0.5 * BIG
         used = used_rows(real)
         self.slots = Slots(used, 5)
-        # Exponentials are taken of v - centre, a centre among the thresholds.
-        centre = torch.where(real, t, 0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+        # Exponentials are taken of v - centre.
+        centre = _centre(t, real)[:, None]
         apart = torch.where(real, centre - t, 0)
         inverse = (apart * LOG2E).exp2_()
-        self.centre, self.inverse = centre * LOG2E, [inverse[:n, k : k + 1] for k, n in enumerate(used)]
+        self.shift, self.inverse = centre * -LOG2E, [inverse[:n, k : k + 1] for k, n in enumerate(used)]
         self.spread = float(apart.abs().amax()) if t.numel() else 0.0
         self.highest = self.bound - float(centre.amin()) if len(t) else 0.0
         self.room = 0.9 * math.log(torch.finfo(t.dtype).max)  # the largest product in range, as a logarithm
@@ -192,7 +197,7 @@ class SoftSteps:
     ) -> Tensor:
         hide(v, -BIG)
         slots, odds = self.slots(v, params, spare, state), spare(4)
-        torch.add(-self.centre, v, alpha=LOG2E, out=odds)
+        torch.add(self.shift, v, alpha=LOG2E, out=odds)
         highest = self.highest if v.is_cuda else float(odds.amax()) / LOG2E
         slopes = spare(0).zero_()
         # Half of the range is for thresholds, so that exp(v) does not vanish where it is near one of them.
