@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deepmetric.errors import InputError
 from deepmetric.losses import (
@@ -290,6 +291,19 @@ def drawn(rank: int, world: int) -> None:
         assert all(torch.equal(value, other) for other in every)
 
 
+def wrapped(rank: int, world: int) -> None:
+    """In DistributedDataParallel, which would give all processes the first one's share of the memory."""
+    loss = MarginLoss(0.3, beta=1.1, learn_beta=True, sampling="all")
+    single = memory_of(loss)
+    spread = DistributedDataParallel(across_processes(memory_of(loss)))
+    for number in range(4):
+        sizes = STEPS[number][:world]
+        x, labels = draw(sizes, seed=40 + number)
+        value = spread(part(x, sizes, rank), part(labels, sizes, rank))
+        close(value, single(x, labels), "wrapped", number)
+        value.backward()
+
+
 def refused() -> None:
     for module in (nn.Linear(2, 2), CrossBatchMemory(nn.Linear(2, 2), 2, 5)):
         with pytest.raises(InputError, match="PairLoss"):
@@ -314,6 +328,7 @@ def worker(rank: int, world: int, port: int, folder: str) -> None:
     with_memory("masked", ContrastiveLoss("distance"), rank, world, masked=True)
     chosen(rank, world)
     drawn(rank, world)
+    wrapped(rank, world)
     saved_and_loaded(rank, world, Path(folder))
     refused()
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -132,6 +133,19 @@ def test_regulariser_reaches_the_layer_and_not_the_trunk(random_batch, diversity
     for name in ("trunk.weight", "trunk.bias", "linear.bias"):
         torch.testing.assert_close(with_it[name], without[name], rtol=1e-5, atol=1e-7)
     assert (with_it["linear.weight"] - without["linear.weight"]).abs().max() > 1e-3
+
+
+def test_attached_model_is_pickled_and_its_copy_keeps_features_of_its_own(random_batch, tmp_path):
+    net, loss, rows, labels = regularised(random_batch, diversity="activation")
+    loss.attach(net.linear)  # again: nothing changes
+    embeddings = net(rows)
+    value = loss(embeddings, labels)
+    average = copy.deepcopy(net)
+    average(2 * rows)
+    assert loss(embeddings, labels) == value
+    torch.save(net, tmp_path / "net.pt")
+    again = torch.load(tmp_path / "net.pt", weights_only=False)
+    torch.testing.assert_close(again(rows), embeddings)
 
 
 def test_regressors_are_parameters_of_the_loss_and_the_layer_is_not(random_batch):

@@ -41,6 +41,7 @@ from deepmetric.losses import (
     TripletLoss,
     TupletMarginLoss,
 )
+from deepmetric.losses.mining import multi_similarity
 
 
 class Exponential(GeneralPairWeighting):
@@ -146,6 +147,15 @@ def test_batch_is_its_own_reference(loss, random_batch):
     torch.testing.assert_close(gradient, of_rows + of_refs, rtol=1e-9, atol=1e-12)
 
 
+def test_references_are_taken_by_their_values(loss, random_batch):
+    """The batch's own tensor as its references is like any other of these numbers: own copies are named or count."""
+    rows, labels = random_batch(2, n=8)
+    copies = rows.clone()
+    torch.testing.assert_close(loss(rows, labels, rows, labels), loss(rows, labels, copies, labels))
+    own = torch.tensor([0, -1, 2, 3, -1, 5, 6, 7])
+    torch.testing.assert_close(loss(rows, labels, rows, labels, own), loss(rows, labels, copies, labels, own))
+
+
 def test_own_copy_is_as_if_absent(loss, random_batch):
     """One anchor at a time: with its own copy among the references and named, the loss is that without it."""
     rows, labels = random_batch(4, copies=2)
@@ -221,6 +231,55 @@ def test_no_pair_costs_nothing(loss, random_batch):
         assert gradient.abs().sum() == 0
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_embedding_that_is_no_number_makes_the_loss_nan(loss, random_batch, bad):
+    """Not a number like any other, after which a guard lets a step through that ruins the weights."""
+    rows, labels = random_batch(11)
+    refs, ref_labels = random_batch(8, n=8)
+    one = rows.index_put((torch.tensor(3), torch.tensor(1)), torch.tensor(bad, dtype=rows.dtype))
+    for broken in (one, torch.full_like(rows, bad)):
+        assert loss(broken, labels).isnan()
+        assert loss(broken, labels, refs, ref_labels).isnan()
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-5])
+def test_near_copies_take_bounded_gradients(loss, random_batch, distance):
+    """Of the same and of another class, in a batch too large for one matrix."""
+    rows, labels = random_batch(20, n=260, d=4, classes=60)
+    near = [0, 1, 2, 3], [4, 5, 6, 7]
+    labels[near[1]] = labels[near[0]]
+    labels[near[1][:2]] += 1
+    rows[near[1]] = rows[near[0]] + distance * random_batch(21, n=4, d=4)[0]
+    single, double = rows.float().requires_grad_(), rows.clone().requires_grad_()
+    for leaf in (single, double):
+        loss(leaf, labels).backward()
+    assert single.grad is not None
+    assert double.grad is not None
+    assert single.grad.isfinite().all()
+    assert single.grad.abs().max() < 10 * double.grad.abs().max() + 1
+
+
+def test_no_anchor_beside_references_costs_nothing(loss, random_batch):
+    """What `enqueue_mask` leaves of a batch of keys alone."""
+    rows, labels = random_batch(11)
+    rows.requires_grad_()
+    value = loss(rows[:0], labels[:0], rows.detach(), labels)
+    assert value.item() == 0
+    (gradient,) = torch.autograd.grad(value, rows)
+    assert not gradient.any()
+
+
+def test_labels_of_anchors_and_references_may_be_of_different_types(loss, random_batch):
+    rows, labels = random_batch(7)
+    refs, ref_labels = random_batch(8, n=8)
+    wanted = loss(rows, labels, refs, ref_labels)
+    for far in (0, 300):  # 300 and 44 are the same in 8 bits
+        value = loss(rows, labels.to(torch.int32) + far, refs, ref_labels.to(torch.int16) + far)
+        torch.testing.assert_close(value, wanted)
+    mixed = loss(rows, labels + 300, refs, (ref_labels + 44).to(torch.uint8))
+    torch.testing.assert_close(mixed, loss(rows, labels + 300, refs, ref_labels + 44))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_computed_in_float32(loss, random_batch, dtype):
     rows, labels = random_batch(12)
@@ -262,6 +321,17 @@ def test_references_may_be_constants_of_another_precision(loss, random_batch):
         (lambda x, y: (x, y, x, y[:4]), "`ref_labels` must have one entry a row"),
         (lambda x, y: (x, y, x, y, torch.arange(9)), "`self_index` must be 10 integers"),
         (lambda x, y: (x, y, x, y, torch.arange(1, 11)), "between -1 .* and 9"),
+        (
+            lambda x, y: (x, y, x, y, y == 0),
+            "`self_index` must be 10 integers, one an anchor; got torch.bool",
+        ),
+        (lambda x, y: (x.numpy(), y), "`embeddings` must be a tensor; got ndarray"),
+        (lambda x, y: (x, y.tolist()), r"`labels` must be a tensor; got list.*torch.as_tensor\(labels\)"),
+        (lambda x, y: (x, None), "`labels` must be a tensor; got NoneType"),
+        (
+            lambda x, y: (x, y, multi_similarity(x, y)),
+            "`ref_emb` must be a tensor.*indices of a miner have no place here",
+        ),
         (lambda x, y: (x, y, x.to("meta"), y.to("meta")), "`ref_emb` is on meta"),
     ],
 )

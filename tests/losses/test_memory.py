@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses import ContrastiveLoss, CosFaceLoss, CrossBatchMemory, MultiSimilarityLoss, TripletLoss
+from deepmetric.losses import (
+    ContrastiveLoss,
+    CosFaceLoss,
+    CrossBatchMemory,
+    MultiSimilarityLoss,
+    TripletLoss,
+    WeightedSum,
+)
 
 LOSSES = [ContrastiveLoss(), TripletLoss(0.5, "all"), MultiSimilarityLoss(epsilon=0.3)]
 
@@ -138,6 +145,25 @@ def test_evaluation_reads_and_does_not_write():
     assert all(torch.equal(before[name], tensor) for name, tensor in memory.state_dict().items())
 
 
+def test_evaluation_has_the_weights_once_warmup_is_over():
+    ((rows, labels),) = batches([5])
+    alone = ContrastiveLoss()(rows, labels)
+    memory = CrossBatchMemory(ContrastiveLoss(), dim=3, size=9, warmup_steps=1, batch_weight=0.5).double()
+    torch.testing.assert_close(memory.eval()(rows, labels), alone)
+    memory.train()(rows, labels)
+    torch.testing.assert_close(memory.eval()(rows, labels), 0.5 * alone)
+
+
+def test_state_of_another_size_is_refused_whole():
+    saved = CrossBatchMemory(ContrastiveLoss(), dim=3, size=6)
+    saved(torch.randn(5, 3), torch.arange(5))
+    for size, dim in ((4, 3), (6, 2)):
+        memory = CrossBatchMemory(ContrastiveLoss(), dim=dim, size=size)
+        with pytest.raises(RuntimeError, match=r"is of \(6, 3\) numbers \(size, dim\)"):
+            memory.load_state_dict(saved.state_dict())
+        assert int(memory.filled) == int(memory.cursor) == int(memory.step) == 0
+
+
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
 def test_goes_on_after_a_stop_as_if_unbroken(loss, tmp_path):
     """Save in the middle, load into a fresh memory, go on: the same numbers to the last bit."""
@@ -244,6 +270,16 @@ def test_masks_of_all_and_of_none():
         (
             lambda m: CrossBatchMemory(CosFaceLoss(3, 3), dim=3, size=4)(torch.randn(4, 3), torch.arange(4)),
             "CosFaceLoss takes none.*Leave the memory out",
+        ),
+        (
+            lambda m: CrossBatchMemory(
+                WeightedSum([m.loss, CosFaceLoss(3, 3)]), dim=3, size=4, warmup_steps=9
+            )(torch.randn(4, 3), torch.arange(4)),
+            "WeightedSum takes none",
+        ),
+        (
+            lambda m: m(torch.randn(4, 3), torch.arange(4), [True] * 4),
+            "`enqueue_mask` must be a tensor; got list",
         ),
     ],
 )

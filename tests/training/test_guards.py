@@ -36,6 +36,8 @@ def test_non_finite_loss_names_step_and_the_items_at_fault():
     embeddings[1, 0] = math.nan
     with pytest.raises(NonFiniteLossError, match=r"nan at step 7; 1 of 3 embeddings .* items b/2"):
         check_finite(torch.tensor(math.nan), embeddings, 7, ["a/1", "b/2", "c/3"])
+    with pytest.raises(NonFiniteLossError, match=r"the loss is 1.0 at step 7; 1 of 3 .* items b/2"):
+        check_finite(torch.tensor(1.0), embeddings, 7, ["a/1", "b/2", "c/3"])
     with pytest.raises(
         NonFiniteLossError, match=r"inf at step 7; the embeddings are finite. The batch held a/1"
     ):

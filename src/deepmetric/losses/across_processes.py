@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from deepmetric.errors import InputError
 from deepmetric.losses.streamed.processes import Processes
@@ -23,7 +24,8 @@ def across_processes(loss: Loss, group: Any = None) -> Loss:
     :class:`~deepmetric.losses.PairLoss` that does not say ``over_parts``.) All processes get the same
     number. Its gradients are such that their mean over the processes is the gradient of the joined loss, for
     embeddings and for parameters of the loss: what ``DistributedDataParallel`` computes of the model's. Parameters
-    of the loss itself are averaged by wrapping it in ``DistributedDataParallel`` too, or by hand.
+    of the loss itself are averaged by wrapping it in ``DistributedDataParallel`` too, or by hand. (Wrapped as a part of
+    a larger module it needs ``broadcast_buffers=False`` there: a memory's rows differ from process to process.)
 
     Args:
         loss: is changed in place: every module in it that has an attribute ``processes`` (None until now) gets
@@ -53,4 +55,15 @@ def across_processes(loss: Loss, group: Any = None) -> Loss:
         )
     for module in able:
         module.processes = Processes(group)  # type: ignore[assignment]
+    _keep_buffers_apart(loss)
     return loss
+
+
+def _keep_buffers_apart(loss: nn.Module) -> None:
+    """DistributedDataParallel gives all processes the buffers of the first, but for those named here."""
+    names = [
+        f"{path}.{name}" if path else name
+        for path, module in loss.named_modules()
+        for name in getattr(module, "of_process", ())
+    ]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, names)

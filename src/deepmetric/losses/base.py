@@ -32,7 +32,8 @@ class PairLoss(nn.Module):
         ref_labels: Tensor | None = None,
         self_index: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph.
+        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph; NaN if an
+        embedding is NaN or infinite.
 
         Args:
             embeddings: anchors [N, d], floating point; half precision and autocast are computed in float32.
@@ -51,7 +52,8 @@ class PairLoss(nn.Module):
         if not self.over_parts:
             batch = batch.gathered()
         with without_autocast(embeddings.device):
-            return self.of_batch(batch)
+            # Comparisons with NaN are false: what mines or clamps would make a loss like any other of it.
+            return self.of_batch(batch) + batch.anchors.detach().mul(0).sum()
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The loss of checked input.

@@ -21,6 +21,13 @@ Diversity = Literal["activation", "adversarial"]
 
 # What a negative's boosting weight is multiplied by in the shrinkage mode of the authors' code.
 NEGATIVE_WEIGHT = 2.0
+# Where an attached layer keeps the features that entered it last: with the layer, so that a model's copy has its own.
+ENTERED = "_bier_features"
+
+
+def _keep_what_enters(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if layer.training:
+        setattr(layer, ENTERED, inputs[0].detach())
 
 
 class BIERLoss(PairLoss):
@@ -107,7 +114,6 @@ class BIERLoss(PairLoss):
                 self.diversity = AdversarialDiversity(self.groups, hidden, norm_weight)
         # In a list, because the layer belongs to the model and not to this module.
         self._layer: list[nn.Linear] = []
-        self._features: Tensor | None = None
 
     def attach(self, layer: nn.Linear) -> None:
         """Let the regulariser see ``layer``, the last of the model, and the features that enter it in training.
@@ -121,11 +127,9 @@ class BIERLoss(PairLoss):
                 f"{', '.join(map(str, self.groups))} together {sum(self.groups)}. Give both the same groups."
             )
 
-        def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if module.training:
-                self._features = inputs[0].detach()
-
-        layer.register_forward_pre_hook(keep)
+        if not hasattr(layer, ENTERED):
+            setattr(layer, ENTERED, None)
+            layer.register_forward_pre_hook(_keep_what_enters)
         self._layer = [layer]
 
     def forward(
@@ -182,12 +186,13 @@ class BIERLoss(PairLoss):
 
     def _diversity(self) -> Tensor:
         assert self.diversity is not None
-        if not self._layer or self._features is None:
+        features = getattr(self._layer[0], ENTERED) if self._layer else None
+        if features is None:
             raise InputError(
                 "BIERLoss with `diversity` needs to see the embedding layer: call loss.attach(model.head.linear) "
                 "before the first batch; in a recipe add `procedure: {class_path: deepmetric.training.BIER}`."
             )
-        return self.diversity(self._features, self._layer[0].weight)
+        return self.diversity(features, self._layer[0].weight)
 
     def extra_repr(self) -> str:
         return (

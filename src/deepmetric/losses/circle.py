@@ -92,8 +92,6 @@ def _over_all(per_anchor: Tensor, some: Tensor) -> Tensor:
 
 def _is_itself(batch: Batch) -> bool:
     """Whether the references are the anchors' own copies and nothing else."""
-    if batch.refs is batch.anchors:
-        return True
     if batch.own is None:
         return False
     copies, refs = int((batch.own >= 0).sum()), len(batch.refs)

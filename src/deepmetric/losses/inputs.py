@@ -20,9 +20,9 @@ class Batch(NamedTuple):
     """
 
     anchors: Tensor  # [N, d] float32 or float64
-    labels: Tensor  # [N] integer
+    labels: Tensor  # [N] int64
     refs: Tensor  # [M, d] of the anchors' dtype or, unless it takes gradients, of a lower precision
-    ref_labels: Tensor  # [M] integer
+    ref_labels: Tensor  # [M] int64
     own: Tensor | None  # [N] int64, the position of anchor i's own copy among the references; -1: it has none
     processes: Processes | None = None  # over which the references are spread
 
@@ -55,8 +55,9 @@ def checked_batch(
     and references stay where they are.
 
     Raises:
-        InputError: embeddings that are not [N, d] floating point, labels that are not [N] integers, references
-            without labels or of another width or device, a ``self_index`` of another length or out of range.
+        InputError: what is no tensor, embeddings that are not [N, d] floating point, labels that are not [N]
+            integers, references without labels or of another width or device, a ``self_index`` of another length or
+            out of range.
     """
     _check_rows("embeddings", embeddings)
     _check_labels("labels", labels, "embeddings", embeddings)
@@ -72,9 +73,9 @@ def checked_batch(
             n = len(anchors)
         return Batch(anchors, labels, anchors, labels, torch.arange(n, device=embeddings.device))
 
+    _check_rows("ref_emb", ref_emb)
     if ref_labels is None:
         raise InputError("`ref_emb` was given without `ref_labels`. Give the label of every reference row.")
-    _check_rows("ref_emb", ref_emb)
     _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
     if ref_emb.shape[1] != embeddings.shape[1]:
         raise InputError(
@@ -110,15 +111,28 @@ def _with_all_anchors(batch: Batch, processes: Processes, start: int) -> Batch:
 
 
 def _placed(labels: Tensor, device: torch.device) -> Tensor:
-    """Labels on the device. Two classes may come as booleans, which torch neither searches nor counts."""
-    return labels.to(device, torch.uint8 if labels.dtype == torch.bool else labels.dtype)
+    """Labels on the device, all of one type: those of anchors are looked up among those of references."""
+    return labels.to(device, torch.int64)
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def check_tensor(name: str, given: object) -> None:
+    if isinstance(given, Tensor):
+        return
+    hint = f"Hint: `torch.as_tensor({name})`."
+    if isinstance(given, tuple):  # where pytorch-metric-learning has `indices_tuple`
+        hint = (
+            "Hint: indices of a miner have no place here, as losses mine within their own pass; see their options "
+            "(`mining`, `epsilon`)."
+        )
+    raise InputError(f"`{name}` must be a tensor; got {type(given).__name__}. {hint}")
+
+
 def _check_rows(name: str, rows: Tensor) -> None:
+    check_tensor(name, rows)
     if rows.ndim != 2:
         raise InputError(
             f"`{name}` must be [N, d], one row an item; got shape {tuple(rows.shape)}. "
@@ -129,6 +143,7 @@ def _check_rows(name: str, rows: Tensor) -> None:
 
 
 def _check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> None:
+    check_tensor(name, labels)
     if labels.shape != rows.shape[:1]:
         raise InputError(
             f"`{name}` must have one entry a row: expected shape ({len(rows)},) for `{rows_name}` of shape "
@@ -139,7 +154,8 @@ def _check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> No
 
 
 def _check_self_index(self_index: Tensor, n: int, m: int) -> None:
-    if self_index.shape != (n,) or self_index.dtype.is_floating_point:
+    check_tensor("self_index", self_index)
+    if self_index.shape != (n,) or self_index.dtype.is_floating_point or self_index.dtype == torch.bool:
         raise InputError(
             f"`self_index` must be {n} integers, one an anchor; got {self_index.dtype} of shape "
             f"{tuple(self_index.shape)}."

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deepmetric.errors import InputError
-from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.inputs import check_tensor, checked_batch
 from deepmetric.losses.streamed.processes import Processes
+from deepmetric.losses.weighted_sum import WeightedSum
 
 
 class CrossBatchMemory(nn.Module):
@@ -62,6 +63,9 @@ class CrossBatchMemory(nn.Module):
     cursor: Tensor
     filled: Tensor
     step: Tensor
+
+    # Buffers of which each process has a part of its own: see `across_processes`.
+    of_process = ("embeddings", "labels")
 
     def __init__(
         self,
@@ -131,15 +135,22 @@ class CrossBatchMemory(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name in ("embeddings", "labels"):
+        for name in self.of_process:
             destination[prefix + name] = self._whole(destination[prefix + name])
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        for name in ("embeddings", "labels"):
-            saved = state_dict.get(prefix + name)
-            # Of another size it is left to torch to refuse.
-            if saved is not None and len(saved) == self.size:
-                state_dict[prefix + name] = saved[self._share]
+        saved = state_dict.get(prefix + "embeddings")
+        if saved is not None and saved.shape != (self.size, self.dim):
+            # Nothing of it, as a cursor without its rows would be worse.
+            errors = args[-1]
+            errors.append(
+                f"the saved memory `{prefix}embeddings` is of {tuple(saved.shape)} numbers (size, dim), this one "
+                f"of ({self.size}, {self.dim}); build it with the saved `size` and `dim`."
+            )
+            return
+        for name in self.of_process:
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = state_dict[prefix + name][self._share]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self, embeddings: Tensor, labels: Tensor, enqueue_mask: Tensor | None = None) -> Tensor:
@@ -164,9 +175,10 @@ class CrossBatchMemory(nn.Module):
             anchors, anchor_labels = embeddings[~enqueue_mask], labels[~enqueue_mask]
             stored, stored_labels = embeddings[enqueue_mask], labels[enqueue_mask]
 
+        warming_up = int(self.step) < self.warmup_steps
         if self.training:
             self.step += 1
-        if int(self.step) <= self.warmup_steps:
+        if warming_up:
             return self.loss(anchors, anchor_labels)
 
         self_index = None
@@ -249,9 +261,10 @@ class CrossBatchMemory(nn.Module):
                 f"`embeddings` are on {embeddings.device}, the memory is on {self.embeddings.device}. "
                 "Move it once with `memory.to(device)`."
             )
-        if enqueue_mask is not None and (
-            enqueue_mask.shape != labels.shape or enqueue_mask.dtype != torch.bool
-        ):
+        if enqueue_mask is None:
+            return
+        check_tensor("enqueue_mask", enqueue_mask)
+        if enqueue_mask.shape != labels.shape or enqueue_mask.dtype != torch.bool:
             raise InputError(
                 f"`enqueue_mask` must be {len(labels)} booleans, one a row; got {enqueue_mask.dtype}, shape "
                 f"{tuple(enqueue_mask.shape)}."
@@ -265,6 +278,8 @@ class CrossBatchMemory(nn.Module):
 
 
 def _takes_references(loss: nn.Module) -> bool:
+    if isinstance(loss, WeightedSum):
+        return all(_takes_references(part) for part in loss.losses)
     taken = signature(loss.forward).parameters
     return {"ref_emb", "ref_labels", "self_index"} <= set(taken) or any(
         parameter.kind is Parameter.VAR_KEYWORD for parameter in taken.values()

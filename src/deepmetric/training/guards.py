@@ -16,11 +16,11 @@ LOOKS = 5
 
 
 class NonFiniteLossError(InputError):
-    """The loss became NaN or infinite; the message says at which step and on which items."""
+    """The loss or an embedding became NaN or infinite; the message says at which step and on which items."""
 
 
 def check_finite(loss: Tensor, embeddings: Tensor, step: int, ids: list[str]) -> None:
-    """Raise NonFiniteLossError unless the scalar ``loss`` is finite.
+    """Raise NonFiniteLossError unless the scalar ``loss`` and the embeddings are finite.
 
     Args:
         loss: scalar.
@@ -28,12 +28,12 @@ def check_finite(loss: Tensor, embeddings: Tensor, step: int, ids: list[str]) ->
         step: of the run, 1-based.
         ids: N item ids of the batch.
     """
-    if torch.isfinite(loss):
+    if torch.isfinite(loss) & torch.isfinite(embeddings).all():
         return
     bad = (~torch.isfinite(embeddings).all(dim=1)).nonzero().flatten().tolist()
     if bad:
         items = ", ".join(ids[i] for i in bad[:8])
-        where = f"{len(bad)} of {len(ids)} embeddings are not finite either, of the items {items}"
+        where = f"{len(bad)} of {len(ids)} embeddings are not finite, of the items {items}"
         cure = "Lower the learning rate, clip gradients (training.clip_norm) or use precision fp32 or bf16"
     else:
         where = (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
 import torch
@@ -160,6 +162,129 @@ def test_copies_of_another_class_have_distance_and_slope_zero() -> None:
         nearest.sum().backward()
         assert leaf.grad is not None
         assert not leaf.grad.any()
+
+
+def test_rows_of_zeros_are_at_one_distance_however_large_the_problem() -> None:
+    """From a unit row and from each other √2, as of a cosine of 0: listed pairs too."""
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    x[0, 0] = 1
+    labels = torch.zeros(3, dtype=torch.int64)
+    for width in (None, 2):
+        leaf = x.clone().requires_grad_()
+        c = Comparison(leaf, labels, leaf, labels, torch.arange(3), kind="distance", width=width)
+        assert_close(c.positive_list.values, torch.full((6,), 2**0.5, dtype=torch.float64))
+        assert c.positives.max().tolist() == pytest.approx([2**0.5] * 3)
+        c.positive_list.values.sum().backward()
+        assert leaf.grad is not None
+        assert_close(leaf.grad[1:, 0], torch.full((2,), -(2**0.5), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", ["squared", "distance"])
+def test_copies_whose_product_rounds_far_above_one_are_at_distance_0(kind) -> None:
+    """Equal addends: the dot product of such a unit row with itself is up to ten roundings above 1."""
+    x = torch.eye(64, 256) + 1
+    c = Comparison(x, torch.arange(64), x.clone(), torch.arange(64) + 100, None, kind=kind, width=256)
+    value = c.negatives.sum(lambda v: v)
+    assert value.isfinite().all()
+    assert c.negatives.min().tolist() == [0.0] * 64
+
+
+def test_two_outputs_share_distances_of_zero() -> None:
+    """Both gradients of an exponential hinge leave out a direction that does not exist."""
+    x, labels, *_ = data(n=6, m=6, dtype=torch.float32)
+    leaves = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for leaf, width in zip(leaves, (None, 4)):
+        c = Comparison(leaf, labels, leaf.detach().clone(), labels + 9, None, kind="distance", width=width)
+        weighted, total = c.negatives.exponential_hinge(2.0, -0.5, above=True)
+        (weighted + total).sum().backward()
+    assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_soft_triplets_are_counted() -> None:
+    x, labels, refs, ref_labels = data()
+    counts = []
+    for width in (None, 8):
+        c = Comparison(x, labels, refs, ref_labels, None, width=width)
+        positives = c.positive_list
+        _, count = c.negatives.hinge_over_positives(positives, positives.values, soft=True)
+        counts.append(count)
+    assert counts[0].sum() > 0
+    assert_close(*counts)
+
+
+@pytest.mark.parametrize("width", [None, 8])
+def test_positives_asked_for_without_gradient_have_it_later(width: int | None) -> None:
+    x, labels, refs, ref_labels = data()
+    c = Comparison(x.requires_grad_(), labels, refs, ref_labels, None, width=width)
+    with torch.no_grad():
+        assert len(c.positive_list.values)
+    assert c.positive_list.values.requires_grad
+
+
+def test_no_anchors_in_tiles() -> None:
+    x, labels, refs, ref_labels = data()
+    c = Comparison(x[:0].requires_grad_(), labels[:0], refs, ref_labels, None, kind="squared", width=8)
+    positives = c.positive_list
+    for soft in (False, True):
+        value, _ = c.negatives.hinge_over_positives(positives, positives.values, soft=soft)
+        assert value.shape == (0,)
+    assert c.negatives.argmax_below(torch.zeros(0, 2, dtype=torch.float64)).shape == (0, 2)
+    (c.negatives.hinge_sum(0.5, above=False)[0].sum() + c.negatives.logsumexp(1.0).sum()).backward()
+
+
+def test_thresholds_may_be_tensors_of_one_number() -> None:
+    x, labels, refs, ref_labels = data()
+    for width, listed in ((None, 0), (8, 2**18), (8, 0)):
+        c = Comparison(x, labels, refs, ref_labels, None, width=width, listed=listed)
+        for side in (c.positives, c.negatives):
+            one = side.hinge_sum(torch.tensor(0.1), above=True)[0] + side.softplus_sum(2.0, torch.tensor(0.1))
+            other = side.hinge_sum(0.1, above=True)[0] + side.softplus_sum(2.0, 0.1)
+            assert_close(one, other)
+
+
+class Marked(torch.autograd.Function):
+    """Passes on what it is given, and keeps a mark as long as the graph is there."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.mark = torch.zeros(1)
+        Marked.last = weakref.ref(ctx.mark)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize("width", [None, 8])
+@pytest.mark.parametrize("listed", [0, 2**18])
+def test_the_graph_goes_with_the_loss(forms, width, listed) -> None:
+    """Without a word from the garbage collector, which on a GPU comes too late."""
+    x, labels, refs, ref_labels = data()
+    gc.collect()
+    gc.disable()
+    try:
+        for name, (kind, unit, loss) in forms.FORMS.items():
+            if name in forms.PARAMETERISED or name in ("lifted", "N-pairs"):
+                continue
+            leaf = x.clone().requires_grad_()
+            c = Comparison(
+                Marked.apply(leaf),
+                labels,
+                refs,
+                ref_labels,
+                None,
+                kind=kind,
+                normalize=unit,
+                width=width,
+                listed=listed,
+            )
+            value = loss(c)
+            value.backward()
+            del c, value
+            assert Marked.last() is None, name
+    finally:
+        gc.enable()
 
 
 def test_nothing_of_a_memory_without_gradient_is_kept(forms) -> None:

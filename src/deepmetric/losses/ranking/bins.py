@@ -14,7 +14,8 @@ def soft_histogram(position: Tensor, counted: Tensor, nodes: int) -> Tensor:
         nodes: at least 2.
     """
     position = position.clamp(0, nodes - 1)
-    lower = position.detach().floor().clamp_max(nodes - 2).long()
+    # Clamped again as integers: those of NaN are anywhere.
+    lower = position.detach().floor().long().clamp_(0, nodes - 2)
     upper_share = (position - lower) * counted
     lower_share = counted.to(position.dtype) - upper_share
     histogram = position.new_zeros(len(position), nodes)

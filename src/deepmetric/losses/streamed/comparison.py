@@ -152,20 +152,24 @@ class Comparison:
         pairs = len(self.anchors) * len(self.refs)
         return self.width is None and self.processes is None and pairs <= MATRIX
 
-    @cached_property
+    # Sides are made anew: kept here they would be circles, which hold the graph until the garbage collector comes.
+    @property
     def negatives(self) -> Side | MatrixSide:
         """Pairs of different labels."""
         if self.small:
             values, _, negative = self.matrix
-            return MatrixSide(values, negative, lambda: self._negative_tiles)
-        return self._negative_tiles
-
-    @cached_property
-    def _negative_tiles(self) -> Side:
+            return MatrixSide(values, negative, self.negative_tiles)
         return self.negative_tiles()
 
     def negative_tiles(self, rows: Tensor | None = None) -> Side:
         """The negatives in tiles whose rows are the anchors ``rows`` [N], a permutation."""
+        return Side(self, self._negative_groups if rows is None else self._groups_of_negatives(rows), rows)
+
+    @cached_property
+    def _negative_groups(self) -> list[Group]:
+        return self._groups_of_negatives(None)
+
+    def _groups_of_negatives(self, rows: Tensor | None) -> list[Group]:
         matches, n, m = self.matches, len(self.anchors), len(self.refs)
         # With a pass for every slot there is more to do in a tile than to fetch it.
         width = self.width or tile_width(n, self.anchors) * (1 if rows is None else 2)
@@ -187,7 +191,7 @@ class Comparison:
             if extra is not None:
                 row, rank = _by_rank(torch.cat([row, extra[0]]), torch.cat([rank, extra[1]]))
             hidden = pairs(row, rank)
-        return Side(self, [Group(slice(0, n), 0, m, width, hidden, None)], rows)
+        return [Group(slice(0, n), 0, m, width, hidden, None)]
 
     def _own_of_another_label(self) -> tuple[Tensor, Tensor] | None:
         here, same = self._own_label
@@ -196,16 +200,16 @@ class Comparison:
         row = (here & ~same).nonzero()[:, 0]
         return (row, self.own[row]) if len(row) else None
 
-    @cached_property
+    @property
     def positives(self) -> PairList | Side | MatrixSide:
         """Pairs of one label without own copies: a list, or blocks of classes where the list would be long.
 
-        Both have the same reductions; only the list knows its single pairs.
+        Both have the same sums, log-sum-exps and extremes; only the list knows its single pairs.
         """
         if self.small:
             values, positive, _ = self.matrix
-            return MatrixSide(values, positive, self._positive_blocks)
-        return self.positive_list if self.matches.anchor is not None else self._positive_blocks()
+            return MatrixSide(values, positive, lambda: Side(self, *self._positive_blocks))
+        return self.positive_list if self.matches.anchor is not None else Side(self, *self._positive_blocks)
 
     @cached_property
     def positive_list(self) -> PairList:
@@ -213,7 +217,8 @@ class Comparison:
         if self.small:
             # Valued like the negatives: what ties, ties exactly.
             anchor, ref = self.matrix[1].nonzero().unbind(1)
-            return PairList(anchor, ref, self.values(anchor, ref), len(self.anchors))
+            with torch.set_grad_enabled(self._grad):
+                return PairList(anchor, ref, self.values(anchor, ref), len(self.anchors))
         matches = self.matches
         if matches.anchor is None:
             with_list = match(self.labels, self.ref_labels, 2**62)
@@ -229,7 +234,9 @@ class Comparison:
             values = self.values(anchor, ref)
         return PairList(anchor, ref, values, len(self.anchors), self.processes)
 
-    def _positive_blocks(self) -> Side:
+    @cached_property
+    def _positive_blocks(self) -> tuple[list[Group], Tensor]:
+        """A group a class, and the anchors of its rows."""
         matches, n = self.matches, len(self.anchors)
         assert matches.anchor_class is not None
         assert matches.ref_class is not None
@@ -254,7 +261,7 @@ class Comparison:
                 row, rank = _by_rank(mine, place[mine])
             hidden = HiddenPairs(row, rank, lo, hi, width)
             groups.append(Group(slice(r0, r1), lo, hi, width, hidden, order))
-        return Side(self, groups, rows)
+        return groups, rows
 
     def negative_sum(self) -> Tensor:
         """Σ of the negatives' values [N] with gradient, for dot products: the anchor times a sum of rows."""
@@ -264,7 +271,8 @@ class Comparison:
         for rows in self.refs.split(8192):
             rows = rows.to(total.dtype)
             total = total + (unit_rows(rows) if self.normalize_refs else rows).sum(0)
-        every = self.anchors @ total
+        with without_autocast(total.device):
+            every = self.anchors @ total
         if self.processes is not None:
             every = self.processes.sum(every)
         own = self.chosen(self.own)[0] if self.own is not None else 0
@@ -282,7 +290,7 @@ class Comparison:
         there is none; whether there is one), each of ref's shape."""
         found = ref >= 0
         if self.small and self.refs.shape[0]:
-            flat = ref.clamp_min(0).view(len(ref), -1)
+            flat = ref.clamp_min(0).view(len(ref), ref.shape[1:].numel())
             return torch.where(found, self.matrix[0].gather(1, flat).view_as(ref), 0), found
         anchor = torch.arange(len(ref), device=ref.device).view(-1, *[1] * (ref.ndim - 1)).expand_as(ref)
         out = self.anchors.new_zeros(ref.shape).masked_scatter(found, self.values(anchor[found], ref[found]))

@@ -32,6 +32,9 @@ class PairList:
         """A value of each anchor [N] beside each of its pairs [P]."""
         return per_anchor[self.anchor]
 
+    def _beside(self, t: Tensor | float) -> Tensor | float:
+        return self.at(t) if isinstance(t, Tensor) and t.ndim else t
+
     def everywhere(self, per_pair: Tensor) -> Tensor:
         """[P, ...] of this process's pairs -> of the pairs of all processes, with gradient."""
         return self.processes.gather(per_pair) if self.processes is not None else per_pair
@@ -52,13 +55,13 @@ class PairList:
     def hinge_sum(
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
-        t = self.at(threshold) if isinstance(threshold, Tensor) else threshold
+        t = self._beside(threshold)
         hinge = (self.values - t if above else t - self.values).relu()
         count = self.total((hinge.detach() > 0).to(hinge.dtype))
         return self.total(hinge.square() if squared else hinge), count
 
     def softplus_sum(self, scale: float, shift: Tensor | float) -> Tensor:
-        t = self.at(shift) if isinstance(shift, Tensor) else shift
+        t = self._beside(shift)
         return self.total(torch.nn.functional.softplus(scale * (self.values - t), threshold=40.0))
 
     def softplus_sum_beyond(
@@ -66,7 +69,7 @@ class PairList:
     ) -> tuple[Tensor, Tensor, Tensor]:
         key = scale * self.values
         kept = (key.detach() > self.at(scale * beyond)).to(key.dtype)
-        t = self.at(shift) if isinstance(shift, Tensor) else shift
+        t = self._beside(shift)
         cost = torch.nn.functional.softplus(key - scale * t, threshold=40.0)
         return self.total(cost * kept), self.total(kept), self._amax(key.detach()) / scale
 

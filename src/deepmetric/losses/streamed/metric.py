@@ -28,7 +28,8 @@ class Metric(NamedTuple):
 
     With V a value and W = dA/dV, the anchor's gradient is ``slope * (x * sum(W') - sum(W' m))`` with W' = W, or
     W / D for distances. ``unit`` says that all rows have norm 1: then D² = 2 - 2S, and the part along x, which
-    the normalisation takes out again, is left out.
+    the normalisation takes out again, is left out. (A row of zeros, which has no unit row, is so at distance √2 from
+    every other: as of a cosine of 0.)
     """
 
     kind: Kind
@@ -90,7 +91,7 @@ class Metric(NamedTuple):
         if zero:
             # At distance 0 the direction is unknown and the derivative taken as 0: 0 / tiny.
             weights.mul_(distance.sign())
-            distance.clamp_min_(torch.finfo(weights.dtype).tiny)
+            distance = distance.clamp_min(torch.finfo(weights.dtype).tiny)
         return weights.div_(distance)
 
     def of_pairs(self, x: Tensor, refs: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ class Metric(NamedTuple):
         squared, apart = self._apart(x, refs)
         slope = 2 * g
         if self.kind == "distance":
-            slope = g / squared.sqrt_().clamp_min_(torch.finfo(x.dtype).tiny)
+            slope = g / squared.sqrt().clamp_min_(torch.finfo(x.dtype).tiny)
         apart.mul_(torch.where(squared > 0, slope, 0)[:, None])
         return apart, -apart
 
@@ -115,6 +116,9 @@ class Metric(NamedTuple):
         """Squared distances [P], 0 where a tile has 0 too, and the differences [P, d]."""
         apart = x - refs
         squared = apart.square().sum(1)
+        if self.unit:  # nothing but for rows of zeros
+            for rows in (x, refs):
+                squared += 1 - torch.linalg.vector_norm(rows, dim=1).round_()
         noise = 16 * torch.finfo(x.dtype).eps * (1.0 if self.unit else x.square().sum(1))
         return torch.where(squared > noise, squared, 0), apart
 
@@ -129,8 +133,5 @@ def _snap(squared: Tensor, norms: Tensor | None, scale: float) -> bool:
         nearest = squared.amin(1, keepdim=True) if scale > 0 else squared.amax(1, keepdim=True).neg_()
         if not bool((nearest <= noise).any()):
             return False
-    if isinstance(noise, float):
-        torch.hardshrink(squared, noise, out=squared)
-    else:
-        squared.masked_fill_(squared * math.copysign(1, scale) <= noise, 0.0)
+    squared.masked_fill_(squared * math.copysign(1, scale) <= noise, 0.0)
     return True

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.streamed.metric import Metric
+from deepmetric.losses.streamed.not_compiled import not_compiled
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.tiles import Buffers, Group, Hide, take_columns
 
@@ -61,6 +62,7 @@ class Job(NamedTuple):
     processes: Processes | None
 
 
+@not_compiled
 def reduce(job: Job, anchors: Tensor, refs: Tensor, params: Sequence[Tensor] = ()) -> list[Tensor]:
     """The outputs of ``job.reduction``, a row per anchor; the first (or the first two, as the reduction says) have
     gradients for anchors, refs and params.
@@ -73,11 +75,6 @@ def reduce(job: Job, anchors: Tensor, refs: Tensor, params: Sequence[Tensor] = (
     return list(_Reduce.apply(anchors, refs, job, *params))
 
 
-# torch.compile leaves the operator alone and compiles what is around it. (The attribute is what
-# torch.compiler.disable sets; calling that would import the compiler, seconds, for every user.)
-reduce._torchdynamo_disable = True  # type: ignore[attr-defined]
-
-
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, anchors: Tensor, refs: Tensor, job: Job, *params: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +83,7 @@ class _Reduce(torch.autograd.Function):
         job.reduction.wanted = grad
         # A single tile keeps its weights instead of a second pass. Only where references take gradients:
         # otherwise nothing of the reference set may be saved, a memory is overwritten before backward.
-        keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single and len(refs) > 0
+        keep = grad and need_refs and len(job.groups) == 1 and job.groups[0].single_tile
         with torch.autocast(device_type=anchors.device.type, enabled=False):
             buffers = _buffers(job, anchors)
             runs = [
@@ -97,7 +94,9 @@ class _Reduce(torch.autograd.Function):
                 job.reduction.combine(state, job.processes)
             outputs, factor = job.reduction.finish(state)
         if grad:
-            ctx.job, ctx.runs, ctx.state, ctx.factors = job, runs, state, _several(factor)
+            ctx.job, ctx.runs, ctx.factors = job, runs, _several(factor)
+            # Not the outputs, whose graph leads back here: such a circle of two is never freed.
+            ctx.state = {name: part for name, part in state.items() if all(part is not o for o in outputs)}
             # The anchors are needed for the references' gradient, and for the part along x of distances.
             need_x_again = need_refs or job.metric.radial
             ctx.save_for_backward(

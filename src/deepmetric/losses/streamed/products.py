@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 
 from deepmetric.losses.streamed.comparison import Comparison
 from deepmetric.losses.streamed.ends import Block, Ends
+from deepmetric.losses.streamed.not_compiled import not_compiled
 from deepmetric.losses.streamed.tiles import LOG2E, Buffers, tile_width
 
 KEPT = 2**25  # bytes, on a CPU
@@ -31,6 +32,7 @@ KEPT = 2**25  # bytes, on a CPU
 FEWEST, MOST = 64, 1024
 
 
+@not_compiled
 def triangle_softplus(pairs: Comparison, scale: float, threshold: Tensor) -> tuple[Tensor, int]:
     """Σ over positive pairs (a, p) of log(1 + Σ_n exp(scale (a·n + p·n) - threshold_ap)) over the negatives n of a, a
     scalar; and the number of pairs. Over several processes both are of the pairs of all.
@@ -47,9 +49,6 @@ def triangle_softplus(pairs: Comparison, scale: float, threshold: Tensor) -> tup
         rows, refs, threshold = rows.detach(), refs.detach(), threshold.detach()
     job = Job(pairs, ends, ends.at[order], scale)
     return _Triangles.apply(rows, refs, threshold, job), len(threshold)
-
-
-triangle_softplus._torchdynamo_disable = True  # type: ignore[attr-defined]  # as in operator.py
 
 
 class Job(NamedTuple):

@@ -143,12 +143,14 @@ class Side:
             begin = torch.where(used, -BIG, BIG).to(t.dtype) if soft else t.detach()
         end = torch.full_like(begin, BIG) if stop is None else positives.padded(stop.detach(), -BIG)
         metric = self.pairs.metric(scale)
+        intervals = start is not None or stop is not None
         if soft:
-            intervals = start is not None or stop is not None
             reduction: Any = steps.SoftSteps(intervals=intervals, bound=metric.bound())
         else:
             reduction = steps.HingeSteps(stops=stop is not None)
         value, count = self._by_slots(used)._reduce(reduction, metric, [t, begin, end])
+        if soft and not intervals:
+            count = (used.sum(1) * self.pairs.negative_count).to(value.dtype)
         return value, count
 
     def _by_slots(self, used: Tensor) -> Side:

@@ -136,6 +136,8 @@ class HingeSteps:
 
 def used_rows(used: Tensor) -> list[int]:
     """For each slot [n, K] one more than the last row that uses it."""
+    if not len(used):
+        return [0] * used.shape[1]
     return (used * torch.arange(1, len(used) + 1, device=used.device)[:, None]).amax(0).tolist()
 
 
@@ -159,10 +161,12 @@ def _passed(v: Tensor, thresholds: Tensor, *, right: bool, count: bool) -> tuple
 
 
 class SoftSteps:
-    """Σ_k Σ_j log(1 + exp(v_j - t_k)) over values with start_k < v_j < stop_k; parameters as of HingeSteps.
+    """Σ_k Σ_j log(1 + exp(v_j - t_k)) over values with start_k < v_j < stop_k; parameters as of HingeSteps, and the
+    second output too (0 without ``intervals``, where all are summed).
 
     Where values and thresholds of an anchor are not far apart, exp(v) is taken once for all thresholds and one
-    logarithm for many terms: log Π (1 + exp(v) / exp(t_k)), to which a term below the rounding of 1 adds nothing.
+    logarithm for many terms: log Π (1 + exp(v) / exp(t_k)), to which a term below the rounding of 1 adds nothing. (So a
+    mean of less than a millionth is not known to many digits in float32; slopes are.)
     ``bound`` is what no value exceeds; on a CPU each tile is looked at instead.
     """
 

@@ -101,12 +101,14 @@ class Group(NamedTuple):
     order: Tensor | None  # [M] reference of each rank; None: the rank is the position
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        for lo in range(self.start, self.stop, self.width):
-            yield lo, min(lo + self.width, self.stop)
+        """None without anchors."""
+        if self.rows.start < self.rows.stop:
+            for lo in range(self.start, self.stop, self.width):
+                yield lo, min(lo + self.width, self.stop)
 
     @property
-    def single(self) -> bool:
-        return self.stop - self.start <= self.width
+    def single_tile(self) -> bool:
+        return self.rows.start < self.rows.stop and 0 < self.stop - self.start <= self.width
 
 
 def tile_width(anchors: int, like: Tensor) -> int:
