@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return _run(name, import_module(f"deepmetric.commands.{name}"), rest)
-    except (InputError, FileNotFoundError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -74,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head, less) has closed it
         sys.stderr.close()
         return 1
+    except OSError as error:  # not there, read-only, full
+        about = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        print(f"error: {about}", file=sys.stderr)
+        return 2
 
 
 def _run(name: str, command: ModuleType, argv: list[str]) -> int:

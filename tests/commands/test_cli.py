@@ -84,3 +84,22 @@ def test_an_occupied_run_folder_is_refused(capsys, tmp_path):
     (tmp_path / "run" / "file").write_text("x")
     assert main(["train", "data/glyphs", "systems/multi_similarity", "--run", str(tmp_path / "run")]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert main(["data", "export", "glyphs", str(file / "images")]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {file}")
+
+
+def test_interrupted_training_says_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    from deepmetric.training import Trainer
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", interrupt)
+    arguments = ["train", "data/glyphs", "systems/contrastive_xbm", "--run", str(tmp_path / "run")]
+    assert main(arguments) == 130
+    assert f"go on with: deepmetric train --resume {tmp_path / 'run'}" in capsys.readouterr().err

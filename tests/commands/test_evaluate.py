@@ -115,6 +115,41 @@ def test_classes_that_were_trained_on_are_reported(run_folder: Path, capsys) -> 
     assert "WARNING: 18 of these 18 classes were trained on: class_00, class_01" in capsys.readouterr().out
 
 
+def test_data_that_have_changed_since_the_training_are_reported(
+    run_folder: Path, image_folder: Path, tmp_path: Path, capsys
+) -> None:
+    """Without some classes the others are dealt anew, and trained ones come to be tested."""
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(image_folder, images)
+    shutil.copytree(run_folder, run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace(str(image_folder), str(images)))
+    arguments = ["evaluate", str(run), "--bootstrap", "0"]
+    assert main(arguments) == 0
+    assert "WARNING" not in capsys.readouterr().out
+    for folder in sorted(images.iterdir())[-8:]:
+        shutil.rmtree(folder)
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "WARNING: 4 of these 8 classes were trained on: class_14, class_15, class_16, class_17" in out
+    assert "WARNING: the data of" in out
+    assert "have changed since it was begun: 240 items then, 176 now" in out
+    assert main([*arguments, "--json"]) == 0
+    assert "have changed" in json.loads(capsys.readouterr().out)["data_changed"]
+    assert main(["train", "--resume", str(run)]) == 2
+    assert "have changed since it was begun" in capsys.readouterr().err
+
+
+def test_figures_are_shown_where_those_of_each_query_cannot_be_kept(
+    run_folder: Path, tmp_path: Path, capsys
+) -> None:
+    arguments = ["evaluate", str(run_folder), "--bootstrap", "0", "--per_query", str(tmp_path)]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert "map@r" in told.out
+    assert "are not kept" in told.err
+
+
 def test_other_data_and_a_model_alone(model_folder: Path, image_folder: Path, tmp_path: Path, capsys) -> None:
     table = tmp_path / "odd.csv"
     rows = ["path,label,split,is_query,is_gallery"]

@@ -98,6 +98,16 @@ def test_never_mixes(change, data, small_model, tmp_path: Path, monkeypatch) -> 
         embed_to_file(small_model, data, tmp_path / "e", shard_size=shard_size)
 
 
+def test_a_call_that_made_no_shard_claims_nothing(data, small_model, tmp_path: Path, monkeypatch) -> None:
+    stop_after(0, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        embed_to_file(small_model, data, tmp_path / "e")
+    monkeypatch.undo()
+    assert [entry.name for entry in (tmp_path / "e.parts").iterdir()] == ["manifest.json"]
+    embed_to_file(small_model, data.subset(np.arange(34)), tmp_path / "e")
+    assert len(read_embeddings(tmp_path / "e").ids) == 34
+
+
 def test_shards_alone(data, small_model, tmp_path: Path) -> None:
     shards = embed_shards(small_model, data, tmp_path / "parts", shard_size=20)
     assert [pq.read_metadata(shard).num_rows for shard in shards] == [20, 15]
@@ -109,6 +119,8 @@ def test_wrong_input(data, small_model, tmp_path: Path) -> None:
         embed_to_file(small_model, data, tmp_path / "missing" / "e.parquet")
     with pytest.raises(InputError, match="is a folder"):
         embed_to_file(small_model, data, tmp_path)
+    with pytest.raises(InputError, match=r"ends in \.csv, and .* parquet alone.*e\.parquet"):
+        embed_to_file(small_model, data, tmp_path / "e.csv")
     with pytest.raises(InputError, match="shard size is 0"):
         embed_to_file(small_model, data, tmp_path / "e", shard_size=0)
     with pytest.raises(InputError, match="no items"):

@@ -98,6 +98,25 @@ procedure:
 }
 
 
+def test_killed_before_its_first_checkpoint_begins_again(recipe_file: Path, tmp_path: Path):
+    run = Run(tmp_path / "run")
+    arguments = ["--training.steps", "6", "--training.evaluate_every", "6"]
+    process = start(str(recipe_file), "--run", str(run.folder), *arguments)
+    deadline = time.monotonic() + 240
+    while not run.recipe_file.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not run.last_checkpoint.exists()
+    run.metrics_file.write_text(
+        '{"step": 0, "split": "val", "map@r": 1.0}\n{"step": 1, "lo'
+    )  # or a moment later
+    finish(start("--resume", str(run.folder)))
+    assert [line["step"] for line in run.metrics() if line.get("split") == "val"] == [0, 6]
+
+
 @pytest.mark.parametrize("system", PROCEDURES)
 def test_a_procedure_s_state_survives_a_kill(recipe_file: Path, tmp_path: Path, system: str):
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")

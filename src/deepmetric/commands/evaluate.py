@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,8 @@ def run(args: Namespace) -> int:
     model = load(args.run)
     own = _own_data(run, needed=args.data is None)
     items = _items(args, own)
-    classes = _class_report(items, own)
+    classes = _class_report(items, own, run)
+    per_query = _per_query_file(args, run)
     options = {
         "ks": args.ks,
         "clustering": args.clustering,
@@ -121,9 +123,8 @@ def run(args: Namespace) -> int:
     # A name is a benchmark's only where the whole of it is there, so part of one is compared with nothing.
     papers = run.recipe.published if run is not None and args.split == "test" else []
     published = [row for row in papers if row.data == items.name]
-    per_query = _per_query_file(args, run)
     if per_query is not None:
-        _save_per_query(scores, items, per_query)
+        per_query = _save_per_query(scores, items, per_query)
     if args.json:
         print(
             json.dumps(
@@ -142,7 +143,7 @@ def run(args: Namespace) -> int:
             print(published_table(scores, published))
         if per_query is not None:
             print(f"each query's metrics: {per_query}")
-    return 0
+    return 2 if args.per_query is not None and per_query is None else 0
 
 
 def _training_embeddings(
@@ -193,11 +194,15 @@ def _items(args: Namespace, own: Dataset | None) -> Dataset:
     return one_split(items, args.split)
 
 
-def _class_report(items: Dataset, own: Dataset | None) -> dict[str, Any]:
-    """Whether the classes that are evaluated were trained on, by name."""
-    if own is None:
+def _class_report(items: Dataset, own: Dataset | None, run: Run | None) -> dict[str, Any]:
+    """Whether the classes that are evaluated were trained on, by name, and whether the run's data are as they were."""
+    record = run.data_record if run is not None else None
+    if record is not None:
+        trained = set(record["trained_classes"])
+    elif own is not None:
+        trained = {own.classes[label] for label in set(own.labels[own.splits == "train"].tolist())}
+    else:
         return {"shared": None, "text": "whether the model was trained on these classes is not known"}
-    trained = {own.classes[label] for label in set(own.labels[own.splits == "train"].tolist())}
     here = {items.classes[label] for label in set(items.labels.tolist())}
     shared = sorted(here & trained)
     if not shared:
@@ -207,7 +212,10 @@ def _class_report(items: Dataset, own: Dataset | None) -> dict[str, Any]:
     else:
         some = ", ".join(shared[:5]) + (", ..." if len(shared) > 5 else "")
         text = f"WARNING: {len(shared):,} of these {len(here):,} classes were trained on: {some}"
-    return {"shared": shared, "text": text}
+    changed = run.changed_data(own) if run is not None and own is not None else None
+    if changed:
+        text += f"\nWARNING: {changed}"
+    return {"shared": shared, "text": text, "changed": changed}
 
 
 def _per_query_file(args: Namespace, run: Run | None) -> Path | None:
@@ -221,7 +229,8 @@ def _per_query_file(args: Namespace, run: Run | None) -> Path | None:
     return run.folder / "evaluation" / f"{data}{args.split}.parquet"
 
 
-def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> None:
+def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Path | None:
+    """Where they are; None where they cannot be written, which is no reason to lose the figures."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -235,8 +244,13 @@ def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Non
             **scores.per_query,
         }
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda path: pq.write_table(table, path))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda path: pq.write_table(table, path))
+    except OSError as error:
+        print(f"the metrics of each query are not kept: {error}", file=sys.stderr)
+        return None
+    return file
 
 
 def _as_json(
@@ -259,6 +273,7 @@ def _as_json(
         "split": args.split,
         **plain(scores),
         "classes_also_trained_on": classes["shared"],
+        "data_changed": classes.get("changed"),
         "published": [asdict(row) for row in published],
         "per_query": None if per_query is None else str(per_query),
         **({"untrained": plain(beside["untrained"])} if "untrained" in beside else {}),

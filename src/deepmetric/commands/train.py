@@ -58,8 +58,7 @@ def _start(argv: list[str], folder: str | None) -> int:
         run.folder.mkdir(parents=True, exist_ok=True)
         run.recipe_file.write_text(dump_recipe(parser, values), encoding="utf8")
         print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)
-    trainer.train()
-    return _report(trainer)
+    return _train(trainer)
 
 
 def _resume(folder: Path) -> int:
@@ -70,7 +69,17 @@ def _resume(folder: Path) -> int:
     trainer = Trainer(run.recipe, run)
     if trainer.team.first:
         print(f"{trainer.description}\nresumes: {run.folder}", file=sys.stderr)
-    trainer.train(resume=True)
+    # Killed before its first checkpoint, it has lost nothing: the recipe is there.
+    return _train(trainer, resume=run.last_checkpoint.is_file())
+
+
+def _train(trainer, resume: bool = False) -> int:
+    try:
+        trainer.train(resume=resume)
+    except KeyboardInterrupt:
+        if trainer.team.first:
+            print(f"interrupted; go on with: deepmetric train --resume {trainer.run.folder}", file=sys.stderr)
+        return 130
     return _report(trainer)
 
 

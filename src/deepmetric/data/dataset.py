@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from copy import copy
 from itertools import combinations
@@ -139,6 +141,13 @@ class Dataset(torch.utils.data.Dataset[Item]):
         present = {name: set(self.labels[self.splits == name].tolist()) for name in self._split_names()}
         common = {(a, b): sorted(present[a] & present[b]) for a, b in combinations(present, 2)}
         return {pair: [self.classes[label] for label in labels] for pair, labels in common.items() if labels}
+
+    def digest(self) -> str:
+        """A hash of which items these are, in which classes and splits; not of their images."""
+        digest = hashlib.sha256()
+        for name, label, split in zip(self.ids, self.labels, self.splits):
+            digest.update(json.dumps([name, self.classes[label], str(split)]).encode())
+        return digest.hexdigest()
 
     def describe(self) -> str:
         """The name where there is one, one line a split (items, classes), then whether the splits share classes."""

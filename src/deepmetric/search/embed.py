@@ -56,16 +56,11 @@ def embed_to_file(
     replaced when the new one is complete.
 
     Raises:
-        InputError: ``FILE.parts`` is there and was begun with another model, other items or another shard
-            size; the folder of the file is missing; and what embedding raises.
+        InputError: ``FILE.parts`` holds shards of another model, other items or another shard size; what
+            :func:`check_target` and embedding raise.
     """
     file = Path(file)
-    if file.is_dir() or not file.parent.is_dir():
-        raise InputError(
-            f"{file} is a folder: name a file in it, such as {file / 'embeddings.parquet'}."
-            if file.is_dir()
-            else f"cannot write {file}: there is no folder {file.parent}."
-        )
+    check_target(file)
     parts = parts_folder(file)
     shards = embed_shards(
         model,
@@ -79,6 +74,19 @@ def embed_to_file(
     )
     write_atomically(file, lambda path: _merge(shards, path))
     shutil.rmtree(parts)
+
+
+def check_target(file: Path) -> None:
+    """Raises InputError where no embeddings can be written: a folder, none to write in, the name of another kind."""
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: name a file in it, such as {file / 'embeddings.parquet'}.")
+    if not file.parent.is_dir():
+        raise InputError(f"cannot write {file}: there is no folder {file.parent}.")
+    if file.suffix.lower() not in ("", ".parquet"):
+        raise InputError(
+            f"{file} ends in {file.suffix}, and embeddings are written as parquet alone. Name it "
+            f"{file.with_suffix('.parquet')}; pandas.read_parquet reads it."
+        )
 
 
 def parts_folder(file: Path) -> Path:
@@ -108,7 +116,7 @@ def embed_shards(
         raise InputError(f"shard size is {shard_size}; expected at least 1.")
     if not len(dataset):
         raise InputError("There is nothing to embed: the data set has no items.")
-    _claim(folder, {"model": fingerprint(model), "items": _items_hash(dataset), "shard_size": shard_size})
+    _claim(folder, {"model": fingerprint(model), "items": dataset.digest(), "shard_size": shard_size})
     starts = range(0, len(dataset), shard_size)
     shards = [folder / f"shard-{number:06}.parquet" for number in range(len(starts))]
     with tqdm(total=len(dataset), desc="embedding", unit="item", disable=not progress) as bar:
@@ -149,21 +157,14 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _items_hash(dataset: Dataset) -> str:
-    digest = hashlib.sha256()
-    for name, label, split in zip(dataset.ids, dataset.labels, dataset.splits):
-        digest.update(json.dumps([name, dataset.classes[label], str(split)]).encode())
-    return digest.hexdigest()
-
-
 def _claim(folder: Path, contents: dict[str, str | int]) -> None:
     manifest = folder / "manifest.json"
     folder.mkdir(parents=True, exist_ok=True)
-    if not manifest.exists():
-        if any(folder.glob("shard-*")):
-            raise InputError(f"{folder} holds shards but no manifest.json. Remove the folder to start again.")
+    if not any(folder.glob("shard-*")):  # nothing to mix with, whatever an earlier call was about to make
         write_atomically(manifest, lambda path: path.write_text(json.dumps(contents), encoding="utf8"))
         return
+    if not manifest.exists():
+        raise InputError(f"{folder} holds shards but no manifest.json. Remove the folder to start again.")
     found = json.loads(manifest.read_text(encoding="utf8"))
     differs = [name for name, value in contents.items() if found.get(name) != value]
     if differs:

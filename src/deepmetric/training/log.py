@@ -19,8 +19,8 @@ class MetricsLog:
     Args:
         file: metrics.jsonl.
         folder: TensorBoard's.
-        first_step: the step after which records are new. Older records stay; those of a run that was killed after
-            its last checkpoint are dropped, because they will be made again.
+        first_step: the step after which records are new; -1: all are. Older records stay; those of a run that was
+            killed after its last checkpoint are dropped, because they will be made again.
     """
 
     def __init__(self, file: Path, folder: Path, first_step: int):
@@ -33,7 +33,7 @@ class MetricsLog:
             ]
             write_atomically(file, lambda beside: beside.write_bytes(b"".join(kept)))
         self._file = file.open("a", encoding="utf8")
-        self._board = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, record: dict[str, Any], prefix: str) -> None:
         """Add a record; it must hold ``step``. ``prefix`` groups its numbers in TensorBoard."""

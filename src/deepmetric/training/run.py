@@ -1,6 +1,7 @@
 """A run's folder: what a training run leaves, and how to open it again.
 
 RUN/recipe.yaml            the resolved recipe
+RUN/data.json              which items there were, and the classes that are trained on
 RUN/metrics.jsonl          one JSON object a line: training (loss, learning rates) and evaluations
 RUN/tensorboard/           the same for TensorBoard
 RUN/checkpoints/last.pt    to resume from
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from deepmetric.atomic import write_atomically
 from deepmetric.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +50,10 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     @property
+    def data_file(self) -> Path:
+        return self.folder / "data.json"
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.pt"
 
@@ -69,6 +75,30 @@ class Run:
     def dataset(self) -> Dataset:
         """The data of the recipe, all splits."""
         return self.recipe.data()
+
+    def record_data(self, data: Dataset) -> None:
+        """Keep what the run is made with: a folder may have other items tomorrow, and their classes other splits."""
+        trained = sorted({data.classes[label] for label in data.labels[data.splits == "train"].tolist()})
+        record = {"items": len(data), "digest": data.digest(), "trained_classes": trained}
+        text = json.dumps(record, ensure_ascii=False)
+        write_atomically(self.data_file, lambda beside: beside.write_text(text, encoding="utf8"))
+
+    @cached_property
+    def data_record(self) -> dict[str, Any] | None:
+        """What :meth:`record_data` kept; None of a run that has begun without it."""
+        if not self.data_file.is_file():
+            return None
+        return json.loads(self.data_file.read_text(encoding="utf8"))
+
+    def changed_data(self, data: Dataset) -> str | None:
+        """How ``data`` differs from what the run was made with, in words; None where it does not, as far as known."""
+        record = self.data_record
+        if record is None or record["digest"] == data.digest():
+            return None
+        return (
+            f"the data of {self.folder} have changed since it was begun: {record['items']:,} items then, {len(data):,} "
+            "now, or other names, classes or splits"
+        )
 
     def model(self) -> EmbeddingModel:
         """The best model, in evaluation mode."""

@@ -54,7 +54,7 @@ class Trainer:
         self.team = Team()
         self.recipe, self.run, self.loop = recipe, run, recipe.training
         self.device = self.team.device(_device(self.loop.device))
-        data = recipe.data()
+        self.data = data = recipe.data()
         self.model = initial_model(recipe).to(self.device).train()
         self.train_data = _train_split(data, recipe, self.model)
         self.validation = _validation_split(data)
@@ -127,18 +127,28 @@ class Trainer:
     # ---- the loop ----
 
     def train(self, resume: bool = False) -> None:
-        """Train to the end, or from the last checkpoint to the end with ``resume``."""
+        """Train to the end, or from the last checkpoint to the end with ``resume``.
+
+        Raises:
+            InputError: to resume with other data than the run was begun with; no checkpoint, or one that cannot be
+                read; a loss or an embedding that is no number.
+        """
         if self.team.rank:
             torch.manual_seed(self.recipe.seed + self.team.rank)  # dropout of its own
         if resume:
+            changed = self.run.changed_data(self.data)
+            if changed:
+                raise InputError(f"{changed}. Put them back as they were, or start a new run.")
             self.load_state_dict(load_checkpoint(self.run.last_checkpoint))
         else:
             self.procedure.begin()
+            if self.team.first:
+                self.run.record_data(self.data)
         if self.skipped and self.team.first:
             (self.run.folder / "skipped.txt").write_text("\n".join(self.skipped) + "\n", encoding="utf8")
         self.parallel = self.team.share_model(self.model)
         self.log = (
-            MetricsLog(self.run.metrics_file, self.run.folder / "tensorboard", self.step if resume else 0)
+            MetricsLog(self.run.metrics_file, self.run.folder / "tensorboard", self.step if resume else -1)
             if self.team.first
             else NoLog()
         )
