@@ -1,9 +1,11 @@
 """A whole benchmark on gratings: its numbers by hand, partial, changed, killed, shared."""
 
 import csv
+import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -212,6 +214,59 @@ def test_mistakes_are_named(plan_file: Path, tmp_path: Path, before, after, said
     with pytest.raises(InputError, match=f"(?s){said}"):
         run_benchmark(read_plan(plan_file), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("folds: 2", "folds: 200", "gratings cannot be used: .*20 training classes cannot be cut into 200"),
+        ("data.yaml}", "data.yaml, set: {data.root: /nowhere}}", "gratings cannot be used: .*/nowhere"),
+        ("data.yaml}", "data.yaml, set: {data.split.test: 0}}", "gratings cannot be used: no split 'test'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["benchmark", "tune"])
+def test_data_is_checked_before_any_cell(
+    plan_file: Path, tmp_path: Path, capsys, command, before, after, said
+):
+    if command == "tune":
+        pytest.importorskip("optuna")
+        if "split.test" in after:
+            pytest.skip("a search needs no test classes")
+    plan_file.write_text(plan_file.read_text().replace(before, after))
+    out = tmp_path / "out"
+    assert main([command, str(plan_file), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error)
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_data_is_opened_once_and_not_for_what_is_finished(
+    plan_file: Path, image_folder: Path, tmp_path: Path, monkeypatch
+):
+    root, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(image_folder, root)
+    monkeypatch.setattr(FolderDataset, "__init__", _counted(FolderDataset.__init__, opened := []))
+    text = plan_file.read_text().replace("[0, 1]", "[0]").replace("folds: 2", "folds: 1")
+    plan_file.write_text(text)
+    plan = read_plan(plan_file, {"gratings": str(root)})
+    assert run_benchmark(plan, out) == []
+    assert len(opened) == 1
+    shutil.rmtree(root)
+    assert run_benchmark(plan, out) == []
+    assert len(opened) == 1
+    (plan_cells(plan)[0].folder(out) / "result.json").unlink()
+    with pytest.raises(InputError, match="gratings cannot be used"):
+        run_benchmark(plan, out)
+
+
+def _counted(function, calls: list):
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return function(*args, **kwargs)
+
+    # jsonargparse reads the signature of what it builds.
+    return functools.wraps(function)(counting)
 
 
 def test_the_shipped_benchmark_can_be_read():

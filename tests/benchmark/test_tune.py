@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,6 +72,18 @@ def test_killed_equals_unbroken_and_scores_are_the_folds_validation(plan_file: P
 def _validation(folder: Path) -> list[float]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [line["map@r"] for line in lines if line.get("split") == "val"]
+
+
+def test_a_finished_search_needs_no_data(plan_file: Path, image_folder: Path, tmp_path: Path):
+    root, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(image_folder, root)
+    plan_file.write_text(plan_file.read_text().replace("trials: 3", "trials: 1"))
+    plan = read_plan(plan_file, {"gratings": str(root)})
+    tune(plan, out)
+    shutil.rmtree(root)
+    tune(plan, out)
+    with pytest.raises(InputError, match="gratings cannot be used"):
+        tune(replace(plan, tune=replace(plan.tune, trials=2)), out)
 
 
 def test_two_workers_do_each_trial_once(plan_file: Path, tmp_path: Path):

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,6 +7,7 @@ import torch
 import torchvision
 import yaml
 
+from deepmetric.cli import main
 from deepmetric.errors import InputError
 from deepmetric.recipes import find_recipe, shipped_recipes
 from deepmetric.training.parse import dump_recipe, parse_recipe, recipe_parser
@@ -104,6 +106,99 @@ def test_wrong_type_is_refused_with_the_key_and_what_was_expected(recipe_file, a
         parse(recipe_file, *arguments)
     assert where in str(caught.value)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "expected"),
+    [
+        ("training.steps", "-5", "`training.steps` is -5; expected a whole number from 0"),
+        ("training.evaluate_every", "0", "from 1"),
+        ("training.checkpoint_every", "0", "from 1"),
+        ("training.log_every", "0", "from 1"),
+        ("training.patience", "0", "null never stops early"),
+        ("training.workers", "-1", "0 reads in the main process"),
+        ("training.clip_norm", "-1", "above 0"),
+        ("training.clip_norm", "0", "above 0"),
+        ("training.ks", "[]", "1 among them"),
+        ("training.ks", "[1, 0]", "from 1"),
+        ("training.ks", "[5]", "1 among them"),
+        ("learning_rates.backbone", "-1", "from 0"),
+        ("learning_rates.loss", "-0.1", "from 0"),
+    ],
+)
+def test_setting_out_of_range_is_refused_by_its_name(recipe_file, setting, value, expected):
+    with pytest.raises(InputError, match=re.escape(setting)) as caught:
+        parse(recipe_file, f"--{setting}", value)
+    assert expected in str(caught.value)
+
+
+def test_zeros_that_mean_something_are_taken(recipe_file):
+    zeros = ("--training.steps", "0", "--training.workers", "0", "--learning_rates.backbone", "0")
+    recipe = parse(recipe_file, *zeros, "--training.patience", "null", "--training.clip_norm", "null")
+    assert (recipe.training.steps, recipe.learning_rates.backbone) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--optimizer.lr", "-1"], "Invalid learning rate: -1"),
+        (["--optimizer.betas", "[2, 3]"], "Invalid beta parameter"),
+        (["--optimizer.foreach", "true", "--optimizer.fused", "true"], "fused"),
+    ],
+)
+def test_optimizer_s_refusal_is_an_input_error(recipe_file, arguments, said):
+    recipe = parse(recipe_file, *arguments)
+    with pytest.raises(InputError, match=f"`optimizer` of the recipe .*{said}"):
+        recipe.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))]}])
+
+
+@pytest.mark.parametrize("arguments", [["--optimizer.lr", "-1"], ["--training.evaluate_every", "0"]])
+def test_command_line_refuses_it_in_a_line_before_there_is_a_run(recipe_file, tmp_path, capsys, arguments):
+    assert main(["train", str(recipe_file), *arguments, "--run", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: `")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty.yaml", b"# nothing\n", "it is empty"),
+        ("list.yaml", b"- a\n", "it holds a list"),
+        ("word.txt", b"hello\n", "it holds a single value"),
+        ("broken.yaml", b"a: b: c\n", "mapping values are not allowed"),
+        ("binary.yaml", b"\xff\xd8\xff\xe0", "it is no text"),
+        ("photo.JPG", b"\xff\xd8\xff\xe0", "data/folder and --data.root FOLDER"),
+        ("items.csv", b"path,label\na.png,x\n", "data/table and --data.path"),
+        ("images.zip", b"PK", "data/folder and --data.root"),
+    ],
+)
+def test_file_that_is_no_recipe(recipe_file, tmp_path, name, content, said, joined):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        parse(recipe_file, *([f"--config={path}"] if joined else ["--config", str(path)]))
+    message = str(caught.value)
+    assert message.startswith(f"{path} is no recipe")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_folder_as_a_recipe_is_told_how_data_is_named(image_folder):
+    with pytest.raises(InputError, match=rf"no recipe.*data/folder and --data.root {image_folder}"):
+        find_recipe(str(image_folder))
+
+
+def test_hints_name_recipes_that_there_are():
+    assert {"data/folder", "data/table"} <= set(shipped_recipes())
+
+
+def test_text_of_a_recipe_is_taken_as_before(recipe_file):
+    """Longer than a file's name may be."""
+    text = "{training: {steps: 3}, published: []" + " " * 5000 + "}"
+    assert parse(recipe_file, "--config", text).training.steps == 3
 
 
 def test_missing_parts_are_named_with_an_example():

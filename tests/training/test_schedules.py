@@ -95,5 +95,11 @@ def test_saved_and_restored_goes_on_alike(make):
 def test_wrong_settings_are_refused():
     with pytest.raises(InputError, match="between 0 and the 10 steps"):
         Schedule(optimizer_of(), 10, warmup_steps=11)
+    with pytest.raises(InputError, match="final_factor"):
+        CosineSchedule(optimizer_of(), 10, final_factor=-0.1)
+    with pytest.raises(InputError, match="gamma"):
+        StepSchedule(optimizer_of(), 10, milestones=[5], gamma=1.5)
+    with pytest.raises(InputError, match="patience"):
+        PlateauSchedule(optimizer_of(), 10, patience=0)
     with pytest.raises(InputError, match="factor"):
         PlateauSchedule(optimizer_of(), 10, factor=1.5)

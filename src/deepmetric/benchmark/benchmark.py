@@ -10,6 +10,7 @@ from typing import Any
 from filelock import FileLock
 
 from deepmetric.benchmark.cells import Cell, all_cells, claim, write_text
+from deepmetric.benchmark.open_data import OpenData
 from deepmetric.benchmark.plan import Plan
 from deepmetric.benchmark.resolve import changes, of_cell, resolved, shipped
 from deepmetric.benchmark.run_cell import check_same
@@ -28,7 +29,8 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
         tuned: the folder of `deepmetric tune`; its best values are taken for the systems that it has.
 
     Raises:
-        InputError: what a recipe of the plan has wrong, before anything is trained; a worker that ended badly.
+        InputError: what a recipe or a data set of the plan has wrong, before anything is trained; a worker that ended
+            badly.
     """
     recipes: Recipes = {
         (data.name, system.name): resolved(plan, data, system, tuned_recipe(tuned, data.name, system.name))
@@ -40,6 +42,9 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
         check_same(
             cell.folder(out), of_cell(recipes[cell.data, cell.system], cell.fold, plan.folds, cell.seed)
         )
+    opened = OpenData()
+    left = [(cell.data, recipes[cell.data, cell.system]) for cell in cells if not cell.finished(out)]
+    opened.check(left, plan.folds, ("val", "test") if plan.folds > 1 else ("test",))
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "plan.lock"):
         write_text(out / "plan.json", json.dumps(_described(plan, recipes), indent=1))
@@ -51,7 +56,7 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
     done = sum(cell.finished(out) for cell in cells)
     print(f"{len(cells)} cells, {done} of them finished: {out}", file=sys.stderr, flush=True)
     if done < len(cells):
-        in_processes(workers, work, out, cells, recipes, plan.folds)
+        in_processes(workers, work, out, cells, recipes, plan.folds, opened)
     return [cell for cell in cells if not cell.finished(out)]
 
 

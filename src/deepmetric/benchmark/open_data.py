@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deepmetric.benchmark.plan import as_arguments
 from deepmetric.data import Dataset, FoldDataset
+from deepmetric.errors import InputError
+from deepmetric.evaluation.evaluate import searched
 from deepmetric.training import Recipe
 from deepmetric.training.parse import parse_recipe
 
@@ -27,13 +31,48 @@ class OpenData:
         """The recipe of a cell's file, on data that is open already."""
         recipe, _ = parse_recipe(["--config", str(file)])
         fold = written["data"]["init_args"]
-        key = json.dumps(fold["data"], sort_keys=True)
-        if key not in self._open:
-            inner, _ = parse_recipe(["--config", str(file), "--data", json.dumps(fold["data"])])
-            # Worker processes of a loader would each keep images of their own and lose them when they end.
-            self._open[key] = Remembered(inner.data()) if recipe.training.workers == 0 else inner.data()
-        data = self._open[key]
+        data = self._data({**written, "data": fold["data"]})
         return replace(recipe, data=lambda: FoldDataset(lambda: data, fold["fold"], fold["folds"]))
+
+    def check(
+        self, wanted: Iterable[tuple[str, dict[str, Any]]], folds: int, measured: Sequence[str]
+    ) -> None:
+        """Open each data set before the work begins, and see that its folds can be trained and measured.
+
+        Args:
+            wanted: names of data sets, with recipes that are not on a fold yet.
+            folds: parts to cut the training classes into.
+            measured: the splits that models are evaluated on.
+
+        Raises:
+            InputError: a data set that cannot be opened, has too few classes for the folds, or lacks a split.
+        """
+        for name, written in wanted:
+            if _key(written) in self._open:
+                continue
+            try:
+                data = self._data(written)
+                fold = FoldDataset(lambda data=data: data, 0, folds)
+                for split in measured:
+                    searched(fold.split(split))
+            except (InputError, OSError) as error:
+                raise InputError(f"the data set {name} cannot be used: {error}") from error
+
+    def _data(self, written: dict[str, Any]) -> Dataset:
+        key = _key(written)
+        if key not in self._open:
+            recipe, _ = parse_recipe(as_arguments(written))
+            # Worker processes of a loader would each keep images of their own and lose them when they end.
+            self._open[key] = Remembered(recipe.data()) if recipe.training.workers == 0 else recipe.data()
+        return self._open[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing is handed to another process: it opens files, and keeps images, of its own."""
+        return {"_open": {}}
+
+
+def _key(written: dict[str, Any]) -> str:
+    return json.dumps(written["data"], sort_keys=True)
 
 
 class Remembered(Dataset):

@@ -71,7 +71,8 @@ def tune(
 
     Raises:
         InputError: one fold, which has no validation classes; no system has a search, a key that the recipe does not
-            take, a range that is none, a study begun with other settings, Optuna missing.
+            take, a range that is none, a data set that cannot be opened or has too few classes, a study begun with
+            other settings, Optuna missing.
     """
     try:
         import optuna  # noqa: F401
@@ -93,28 +94,39 @@ def tune(
             "there is nothing to tune: no system chosen has `search`, a mapping of dotted recipe keys to "
             "{low, high, log} or {choices}."
         )
-    for job in jobs:
-        _begin(job)
-    in_processes(workers, _work, jobs)
+    from deepmetric.benchmark.open_data import OpenData
+
+    settings = [_settings(job) for job in jobs]
+    opened = OpenData()
+    # Before a study is written: one begun with wrong folds would refuse the right ones.
+    left = [(job.data.name, now["recipe"]) for job, now in zip(jobs, settings) if not _is_done(job)]
+    opened.check(left, plan.folds, ("val",))
+    for job, now in zip(jobs, settings):
+        _begin(job, now)
+    in_processes(workers, _work, jobs, opened)
     for job in jobs:
         with FileLock(job.folder / "study.lock"):
             _write_best(job, _study(job))
     return jobs
 
 
-def _begin(job: Job) -> None:
-    """See that the recipe takes every key, and that the study, if begun, was of the same."""
+def _settings(job: Job) -> dict[str, Any]:
+    """What makes the study what it is; sees that the recipe takes every key."""
     space = distributions(job.system.search, job.system.name)
     chosen = {key: example(distribution) for key, distribution in space.items()}
     recipe = resolved(job.plan, job.data, job.system, chosen=chosen)
     as_recipe(chosen, recipe)
-    now = {
+    return {
         "recipe": resolved(job.plan, job.data, job.system),
         "search": {key: repr(distribution) for key, distribution in space.items()},
         "folds": job.plan.folds,
         "pruner": job.plan.tune.pruner,
         "seed": job.plan.tune.seed,
     }
+
+
+def _begin(job: Job, now: dict[str, Any]) -> None:
+    """Note the study's settings or see that it was begun with the same."""
     job.folder.mkdir(parents=True, exist_ok=True)
     file = job.folder / "study.json"
     with FileLock(job.folder / "study.lock"):
@@ -168,11 +180,8 @@ class _JournalLock:
         self._lock.release()
 
 
-def _work(jobs: list[Job]) -> None:
+def _work(jobs: list[Job], opened: OpenData) -> None:
     """Do trials until every study has all of its own finished, by this worker or another."""
-    from deepmetric.benchmark.open_data import OpenData
-
-    opened = OpenData()
     studies = [(job, _study(job)) for job in jobs]
     while studies:
         studies = [(job, study) for job, study in studies if not _all_finished(job, study)]
@@ -182,6 +191,10 @@ def _work(jobs: list[Job]) -> None:
                 took = True
         if studies and not took:
             time.sleep(WAIT)
+
+
+def _is_done(job: Job) -> bool:
+    return (job.folder / "journal.log").is_file() and _all_finished(job, _study(job))
 
 
 def _all_finished(job: Job, study: Study) -> bool:

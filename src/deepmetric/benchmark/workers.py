@@ -10,27 +10,33 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepmetric.benchmark.cells import Cell, claim, write_text
 from deepmetric.errors import InputError
+
+if TYPE_CHECKING:
+    from deepmetric.benchmark.open_data import OpenData
 
 WAIT = 2.0  # seconds between looks at cells that others are at work on
 
 
 def work(
-    out: Path, cells: Sequence[Cell], recipes: dict[tuple[str, str], dict[str, Any]], folds: int
+    out: Path,
+    cells: Sequence[Cell],
+    recipes: dict[tuple[str, str], dict[str, Any]],
+    folds: int,
+    opened: OpenData,
 ) -> None:
     """Do what is left of ``cells``, whoever else is at work on them; returns when each is finished or has failed.
 
     A cell whose worker dies is free at once, and whoever takes it goes on from its last checkpoint. A cell that fails
     leaves error.txt and does not stop the others.
     """
-    from deepmetric.benchmark.open_data import OpenData
     from deepmetric.benchmark.resolve import of_cell
     from deepmetric.benchmark.run_cell import run_cell
 
-    opened, waiting = OpenData(), False
+    waiting = False
     while left := [cell for cell in cells if not (cell.finished(out) or cell.failed(out))]:
         took = False
         for cell in left:

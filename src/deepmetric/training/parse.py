@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import re
 import warnings
 from argparse import ArgumentError
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,8 +16,10 @@ from typing import Any, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
+from torch.optim import Optimizer
 
 from deepmetric.errors import InputError, did_you_mean
+from deepmetric.recipes import check_recipe_file
 from deepmetric.training.recipe import Recipe
 
 # What jsonargparse says of a key or a name that it does not know.
@@ -38,16 +42,21 @@ def recipe_parser(**kwargs: Any) -> ArgumentParser:
 def parse_recipe(arguments: list[str], parser: ArgumentParser | None = None) -> tuple[Recipe, Namespace]:
     """Read a recipe from command-line arguments (``--config FILE --dotted.key value ...``).
 
-    Returns the recipe and the namespace of what was parsed. Raises InputError for a key that no part takes (with
-    the nearest one that it does take), a wrong type, a missing part, a class that cannot be found.
+    Returns the recipe and the namespace of what was parsed. Raises InputError for a file that is no recipe, a key that
+    no part takes (with the nearest one that it does take), a wrong type, a setting out of its range, a missing part, a
+    class that cannot be found. The optimiser's settings are checked when it is made.
     """
     parser = parser or recipe_parser()
+    for file in _config_files(arguments):
+        check_recipe_file(file)
     try:
         values = parser.parse_args(arguments)
     except ArgumentError as error:
         raise InputError(_explain(str(error), arguments)) from error
     built = parser.instantiate(values)
-    return Recipe(**{field.name: built[field.name] for field in fields(Recipe)}), values
+    recipe = Recipe(**{field.name: built[field.name] for field in fields(Recipe)})
+    recipe.optimizer = _with_clear_errors(recipe.optimizer)
+    return recipe, values
 
 
 def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
@@ -65,6 +74,22 @@ def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
         if isinstance(value, str) and Path(value).exists():
             arguments[key] = str(Path(value).resolve())
     return yaml.safe_dump(recipe, sort_keys=False)
+
+
+def _with_clear_errors(make: Callable[[list], Optimizer]) -> Callable[[list], Optimizer]:
+    """The factory of an optimiser, whose own checks come as an InputError: torch raises ValueError and RuntimeError."""
+
+    def optimizer(groups: list) -> Optimizer:
+        try:
+            return make(groups)
+        except InputError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"`optimizer` of the recipe cannot be made: {error}. Mend its `init_args` or `learning_rates`."
+            ) from error
+
+    return optimizer
 
 
 def _exact(value: Any, dumped: Any) -> Any:
@@ -118,10 +143,17 @@ def _recipe_keys() -> set[str]:
 def _named_classes(arguments: list[str]) -> list[str]:
     """Every ``class_path`` of the recipe files among the arguments."""
     found = []
-    for option, value in itertools.pairwise(arguments):
-        if option == "--config" and Path(value).is_file():
-            found += re.findall(r"class_path:\s*['\"]?([\w.]+)", Path(value).read_text(encoding="utf8"))
+    for file in _config_files(arguments):
+        found += re.findall(r"class_path:\s*['\"]?([\w.]+)", file.read_text(encoding="utf8"))
     return found
+
+
+def _config_files(arguments: list[str]) -> list[Path]:
+    """What is there of the files among the arguments: ``--config FILE`` or ``--config=FILE``."""
+    given = [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    given += [value for option, value in itertools.pairwise(arguments) if option == "--config"]
+    # The parser takes a recipe's text too: a name too long for a file is not there to os.path, an error to pathlib.
+    return [Path(name) for name in given if os.path.exists(name)]
 
 
 def _load(path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from deepmetric.data import Dataset, PlannedSampler
+from deepmetric.errors import InputError
 from deepmetric.losses import CrossBatchMemory
 from deepmetric.models import EmbeddingModel
 from deepmetric.training.procedure import Procedure
@@ -27,11 +29,21 @@ class LearningRates:
         backbone: of the backbone's parameters.
         head: of the pooling and the head.
         loss: of the parameters of the loss (proxies, class weights, boundaries).
+
+    Raises:
+        InputError: a rate is negative or infinite. At 0 a part stays as it is.
     """
 
     backbone: float | None = None
     head: float | None = None
     loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for part, rate in vars(self).items():
+            if rate is not None and not 0 <= rate < math.inf:
+                raise InputError(
+                    f"`learning_rates.{part}` is {rate}; expected a number from 0, or null for the optimiser's own."
+                )
 
 
 @dataclass
@@ -39,7 +51,7 @@ class Loop:
     """Settings of the training loop.
 
     Args:
-        steps: number of optimiser steps.
+        steps: number of optimiser steps; 0 leaves the model untrained.
         evaluate_every: steps between evaluations on the validation classes (also at the start and at the end).
         checkpoint_every: steps between checkpoints; each evaluation writes one too.
         log_every: steps between lines of metrics.jsonl.
@@ -48,7 +60,10 @@ class Loop:
         precision: of the model's forward pass; losses are always computed in float32.
         device: "auto" takes the GPU when there is one.
         workers: processes that read and augment images; 0 reads in the main process.
-        ks: the K of Recall@K in validation; null: those of the data set.
+        ks: the K of Recall@K in validation, 1 among them; null: those of the data set.
+
+    Raises:
+        InputError: a setting is out of its range.
     """
 
     steps: int = 1000
@@ -61,6 +76,30 @@ class Loop:
     device: str = "auto"
     workers: int = 0
     ks: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, cure in (
+            ("steps", 0, "0 leaves the model untrained"),
+            ("evaluate_every", 1, "for the start and the end alone, give as many as `training.steps`"),
+            ("checkpoint_every", 1, "for one at each evaluation alone, give as many as `training.steps`"),
+            ("log_every", 1, "the more, the fewer lines"),
+            ("patience", 1, "null never stops early"),
+            ("workers", 0, "0 reads in the main process"),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(
+                    f"`training.{name}` is {value}; expected a whole number from {least} ({cure})."
+                )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise InputError(
+                f"`training.clip_norm` is {self.clip_norm}; expected a number above 0, or null to leave gradients as "
+                "they are."
+            )
+        if self.ks is not None and (1 not in self.ks or min(self.ks) < 1):
+            raise InputError(
+                f"`training.ks` is {self.ks}; expected whole numbers from 1, 1 among them: training shows Recall@1."
+            )
 
 
 @dataclass

@@ -31,7 +31,7 @@ class Schedule(LambdaLR):
         if not 0 <= warmup_steps <= total_steps:
             raise InputError(
                 f"`warmup_steps` of the schedule must be between 0 and the {total_steps} steps of the run, "
-                f"got {warmup_steps}."
+                f"got {warmup_steps}. Set `schedule.warmup_steps`."
             )
         self.total_steps = total_steps
         self.warmup_steps = warmup_steps
@@ -56,7 +56,7 @@ class CosineSchedule(Schedule):
     def __init__(
         self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0
     ):
-        self.final_factor = final_factor
+        self.final_factor = _share("final_factor", "CosineSchedule", final_factor)
         super().__init__(optimizer, total_steps, warmup_steps)
 
     def shape(self, step: int, steps: int) -> float:
@@ -76,7 +76,7 @@ class StepSchedule(Schedule):
         warmup_steps: int = 0,
     ):
         self.milestones = sorted(milestones)
-        self.gamma = gamma
+        self.gamma = _share("gamma", "StepSchedule", gamma)
         super().__init__(optimizer, total_steps, warmup_steps)
 
     def shape(self, step: int, steps: int) -> float:
@@ -102,6 +102,8 @@ class PlateauSchedule(Schedule):
     ):
         if not 0 < factor < 1:
             raise InputError(f"`factor` of PlateauSchedule must be between 0 and 1, got {factor}.")
+        if patience < 1:
+            raise InputError(f"`patience` of PlateauSchedule must be at least 1, got {patience}.")
         self.factor = factor
         self.patience = patience
         self.level = 1.0
@@ -120,3 +122,10 @@ class PlateauSchedule(Schedule):
         if self.stale >= self.patience:
             self.level *= self.factor
             self.stale = 0
+
+
+def _share(name: str, owner: str, value: float) -> float:
+    """``value``; a negative one would turn the steps round, one above 1 would pass the recipe's learning rate."""
+    if not 0 <= value <= 1:
+        raise InputError(f"`{name}` of {owner} must be between 0 and 1, got {value}.")
+    return value
