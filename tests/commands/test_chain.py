@@ -81,6 +81,22 @@ def test_from_folder_to_search(place):
     assert "class_07/3.png" in shown.splitlines()[2]  # its own copy is the nearest
 
 
+def test_a_table_trains_as_easily_as_a_folder(place, tmp_path, monkeypatch):
+    rows = ["path,label,split"]
+    for image in sorted((place / "images").glob("*/*.png")):
+        label = image.parent.name
+        split = "train" if label < "class_20" else "validation" if label < "class_25" else "test"
+        rows.append(f"images/{label}/{image.name},{label},{split}")
+    (place / "items.csv").write_text("\n".join(rows))
+    monkeypatch.chdir(place)
+    run = tmp_path / "run"
+    settings = ["--data.path", "items.csv", "--training.steps", "2", "--schedule.warmup_steps", "0"]
+    recipes = ["data/table", "systems/multi_similarity", "mine.yaml"]
+    assert main(["train", *recipes, *settings, "--run", str(run)]) == 0
+    monkeypatch.chdir(tmp_path)  # the run knows where its table lies
+    assert main(["evaluate", str(run)]) == 0
+
+
 def test_a_second_run_gets_its_own_folder(place, monkeypatch):
     monkeypatch.chdir(place)
     settings = ["--data.root", "images", "--training.steps", "1", "--schedule.warmup_steps", "0"]

@@ -69,11 +69,16 @@ def test_export_reads_back_the_same(source: Path, tmp_path: Path, capsys):
     assert {after.read(i).numpy().tobytes() for i in range(5)} == originals
 
 
-def test_export_again_changes_nothing(source: Path, tmp_path: Path):
+def test_export_into_an_occupied_folder(source: Path, tmp_path: Path, capsys):
     out = tmp_path / "out"
-    for _ in range(2):
-        assert main(["data", "export", str(source), str(out)]) == 0
-        assert len(written(out)) == 5
+    out.mkdir()
+    assert main(["data", "export", str(source), str(out)]) == 0  # an empty one will do
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    for occupied in (out, source):
+        assert main(["data", "export", str(source), str(occupied), "--split", "test"]) == 2
+        assert f"{occupied} is there already and not empty" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_export_of_one_split_and_a_few_items(source: Path, tmp_path: Path):

@@ -81,6 +81,7 @@ def test_index_of_a_split_and_of_the_gallery(model_folder, image_folder, tmp_pat
         (["index", "MODEL", "DATA", "-o", "TMP/i", "--kind", "ivf"], "needs 1,000 vectors or more"),
         (["index", "MODEL", "DATA/nothing", "-o", "TMP/i"], "no data at"),
         (["embed", "MODEL", "DATA", "-o", "TMP/no/e.parquet"], "there is no folder"),
+        (["embed", "MODEL", "DATA/nothing", "-o", "TMP/e.csv"], "e.parquet; pandas.read_parquet reads it"),
         (["embed", "MODEL/x", "DATA", "-o", "TMP/e.parquet"], "there is no folder"),
     ],
 )
@@ -105,12 +106,25 @@ def test_unreadable_files_of_a_data_set(model_folder, image_folder, tmp_path: Pa
     command = ["embed", str(model_folder), str(tmp_path / "data"), "-o", str(tmp_path / "e.parquet")]
     assert main(command) == 2
     assert "5.png" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "e.parquet.parts", ignore_errors=True)
-    assert main([*command, "--skip_unreadable"]) == 0
+    assert main([*command, "--skip_unreadable"]) == 0  # as the error advises
     out, err = capsys.readouterr()
     assert "7 embeddings" in out
     assert "skipped" in err
     assert "5.png" in err
+
+
+def test_index_after_a_broken_file_was_removed(model_folder, image_folder, tmp_path: Path, capsys) -> None:
+    import shutil
+
+    shutil.copytree(image_folder / "class_00", tmp_path / "data" / "class_00")
+    (tmp_path / "data" / "class_00" / "5.png").write_bytes(b"no image")
+    command = ["index", str(model_folder), str(tmp_path / "data"), "-o", str(tmp_path / "i")]
+    assert main(command) == 2
+    assert "--skip_unreadable" in capsys.readouterr().err
+    (tmp_path / "data" / "class_00" / "5.png").unlink()
+    assert main(command) == 0
+    assert len(Index.load(tmp_path / "i")) == 7
+    assert not (tmp_path / "i.parts").exists()
 
 
 def test_a_broken_image_is_named(index: Path, tmp_path: Path, capsys) -> None:

@@ -186,6 +186,13 @@ def test_neither_folder_nor_zip(tmp_path: Path):
         FolderDataset(tmp_path / "x.tar")
 
 
+def test_a_table_is_sent_to_its_own_recipe(tmp_path: Path):
+    for name in ("t.csv", "t.parquet"):
+        (tmp_path / name).write_text("path,label,split")
+        with pytest.raises(InputError, match=rf"is a table.*recipe data/table and --data\.path .*{name}"):
+            FolderDataset(tmp_path / name)
+
+
 def test_a_broken_zip(tmp_path: Path):
     (tmp_path / "x.zip").write_bytes(b"PK nonsense")
     with pytest.raises(InputError, match="cannot open the zip archive"):

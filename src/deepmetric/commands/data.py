@@ -40,7 +40,7 @@ def configure(parser: ArgumentParser) -> None:
 
     export = Parser(description="Write FOLDER/SPLIT/CLASS/NAME.png, which any command reads back.")
     export.add_argument("source", metavar="SOURCE", help=source)
-    export.add_argument("folder", metavar="FOLDER", help="where to write; made if it is not there")
+    export.add_argument("folder", metavar="FOLDER", help="where to write; a new or empty folder")
     export.add_argument("--split", metavar="NAME", help="train, val or test alone")
     export.add_argument("--per-class", type=int, metavar="N", help="the first N items of each class alone")
     actions.add_subcommand("export", export, help="write it as SPLIT/CLASS/NAME.png")
@@ -105,6 +105,11 @@ def _export(args: Namespace) -> int:
     folder = Path(args.folder).expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; name a folder to write to")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} is there already and not empty, and what it holds would be mixed with the images of "
+            f"{args.source}. Name a new folder, or empty this one first"
+        )
     dataset = open_dataset(args.source)
     if args.split is not None:
         dataset = dataset.split(args.split)

@@ -36,9 +36,13 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    from pathlib import Path
+
     from deepmetric.models.load import load
     from deepmetric.search import embed_to_file
+    from deepmetric.search.embed import check_target
 
+    check_target(Path(args.output))  # before the work, not after it
     model = load(args.run, device=best_device())
     items = open_items(args.data, args.split, args.skip_unreadable)
     embed_to_file(

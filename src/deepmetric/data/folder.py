@@ -10,6 +10,7 @@ from torch import Tensor
 from deepmetric.data.dataset import Dataset
 from deepmetric.data.files import Listing, open_files
 from deepmetric.data.images import EXTENSIONS, decode
+from deepmetric.data.open import TABLES
 from deepmetric.data.splits import SPELLINGS, ClassSplit, item_splits, natural_key
 from deepmetric.data.unreadable import leave_out_unreadable
 from deepmetric.errors import InputError
@@ -32,13 +33,18 @@ class FolderDataset(Dataset):
             first broken file raises when it is read.
 
     Raises:
-        InputError: no such folder, no image, an empty folder, images outside any class folder.
+        InputError: no such folder, a table, no image, an empty folder, images outside any class folder.
     """
 
     def __init__(
         self, root: str | Path, *, split: ClassSplit | None = None, skip_unreadable: bool = False
     ) -> None:
         root = Path(root).expanduser()
+        if root.suffix.lower() in TABLES and root.is_file():
+            raise InputError(
+                f"{root} is a table; expected a folder or a .zip file. deepmetric.data.TableDataset reads tables: "
+                f"train with the recipe data/table and --data.path {root}"
+            )
         self._files = open_files(root)
         listing = self._files.list()
         ids = sorted(listing.images, key=natural_key)

@@ -34,8 +34,8 @@ class UnreadableImage(InputError):
 def unreadable(path: str, reason: str) -> UnreadableImage:
     """The error for ``path``, with its cure."""
     return UnreadableImage(
-        f"cannot read the image {path}: {reason}. Mend or remove the file, or set skip_unreadable: true to leave "
-        "such files out",
+        f"cannot read the image {path}: {reason}. Mend or remove the file, or leave such files out: "
+        "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe",
         path,
         reason,
     )

@@ -101,7 +101,8 @@ class TableDataset(Dataset):
             if not os.path.isfile(self._root / path):
                 raise InputError(
                     f"{self._table}, row {row + 1}: no file at {self._root / path}. Paths start from {self._root}; "
-                    "give root if they start elsewhere, or set skip_unreadable: true to leave such rows out"
+                    "give root if they start elsewhere, or leave such rows out: "
+                    "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe"
                 )
 
 
