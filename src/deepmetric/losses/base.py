@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from deepmetric.losses.inputs import Batch, checked_batch
@@ -52,8 +53,9 @@ class PairLoss(nn.Module):
         if not self.over_parts:
             batch = batch.gathered()
         with without_autocast(embeddings.device):
-            # Comparisons with NaN are false: what mines or clamps would make a loss like any other of it.
-            return self.of_batch(batch) + batch.anchors.detach().mul(0).sum()
+            # Comparisons with NaN are false: what mines or clamps would make a loss like any other of it. 0 times a sum
+            # is 0 or NaN.
+            return torch.add(self.of_batch(batch), batch.anchors.detach().sum(), alpha=0)
 
     def of_batch(self, batch: Batch) -> Tensor:
         """The loss of checked input.
