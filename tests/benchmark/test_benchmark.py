@@ -216,22 +216,26 @@ def test_mistakes_are_named(plan_file: Path, tmp_path: Path, before, after, said
     assert not (tmp_path / "out").exists()
 
 
+FOLDS = "folds: 2", "folds: 200", "gratings cannot be used: .*20 training classes cannot be cut into 200"
+ROOT = "data.yaml}", "data.yaml, set: {data.root: /nowhere}}", "gratings cannot be used: .*/nowhere"
+NO_TEST = "data.yaml}", "data.yaml, set: {data.split.test: 0}}", "gratings cannot be used: no split 'test'"
+
+
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("command", "before", "after", "said"),
     [
-        ("folds: 2", "folds: 200", "gratings cannot be used: .*20 training classes cannot be cut into 200"),
-        ("data.yaml}", "data.yaml, set: {data.root: /nowhere}}", "gratings cannot be used: .*/nowhere"),
-        ("data.yaml}", "data.yaml, set: {data.split.test: 0}}", "gratings cannot be used: no split 'test'"),
+        ("benchmark", *FOLDS),
+        ("benchmark", *ROOT),
+        ("benchmark", *NO_TEST),
+        ("tune", *FOLDS),
+        ("tune", *ROOT),  # a search needs no test classes
     ],
 )
-@pytest.mark.parametrize("command", ["benchmark", "tune"])
 def test_data_is_checked_before_any_cell(
     plan_file: Path, tmp_path: Path, capsys, command, before, after, said
 ):
     if command == "tune":
         pytest.importorskip("optuna")
-        if "split.test" in after:
-            pytest.skip("a search needs no test classes")
     plan_file.write_text(plan_file.read_text().replace(before, after))
     out = tmp_path / "out"
     assert main([command, str(plan_file), "--out", str(out)]) == 2

@@ -98,11 +98,18 @@ def test_wrong_input(arguments, message, index, model_folder, image_folder, tmp_
     assert message in err
 
 
-def test_unreadable_files_of_a_data_set(model_folder, image_folder, tmp_path: Path, capsys) -> None:
+@pytest.fixture
+def broken_file(image_folder: Path, tmp_path: Path) -> Path:
+    """One of eight images of the folder tmp_path / "data"."""
     import shutil
 
     shutil.copytree(image_folder / "class_00", tmp_path / "data" / "class_00")
-    (tmp_path / "data" / "class_00" / "5.png").write_bytes(b"no image")
+    file = tmp_path / "data" / "class_00" / "5.png"
+    file.write_bytes(b"no image")
+    return file
+
+
+def test_unreadable_files_of_a_data_set(model_folder, broken_file: Path, tmp_path: Path, capsys) -> None:
     command = ["embed", str(model_folder), str(tmp_path / "data"), "-o", str(tmp_path / "e.parquet")]
     assert main(command) == 2
     assert "5.png" in capsys.readouterr().err
@@ -113,15 +120,13 @@ def test_unreadable_files_of_a_data_set(model_folder, image_folder, tmp_path: Pa
     assert "5.png" in err
 
 
-def test_index_after_a_broken_file_was_removed(model_folder, image_folder, tmp_path: Path, capsys) -> None:
-    import shutil
-
-    shutil.copytree(image_folder / "class_00", tmp_path / "data" / "class_00")
-    (tmp_path / "data" / "class_00" / "5.png").write_bytes(b"no image")
+def test_index_after_a_broken_file_was_removed(
+    model_folder, broken_file: Path, tmp_path: Path, capsys
+) -> None:
     command = ["index", str(model_folder), str(tmp_path / "data"), "-o", str(tmp_path / "i")]
     assert main(command) == 2
     assert "--skip_unreadable" in capsys.readouterr().err
-    (tmp_path / "data" / "class_00" / "5.png").unlink()
+    broken_file.unlink()
     assert main(command) == 0
     assert len(Index.load(tmp_path / "i")) == 7
     assert not (tmp_path / "i.parts").exists()

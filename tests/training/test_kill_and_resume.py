@@ -34,9 +34,13 @@ def finish(process: subprocess.Popen) -> None:
 
 def kill_at(process: subprocess.Popen, run: Run, step: int) -> None:
     """Kill -9 as soon as metrics.jsonl shows the step."""
+    kill_when(process, run.metrics_file, f'"step": {step},')
+
+
+def kill_when(process: subprocess.Popen, file: Path, needle: str) -> None:
+    """Kill -9 as soon as the file is there and has the needle in it."""
     deadline = time.monotonic() + 240
-    needle = f'"step": {step},'
-    while not (run.metrics_file.exists() and needle in run.metrics_file.read_text(encoding="utf8")):
+    while not (file.exists() and needle in file.read_text(encoding="utf8")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -102,13 +106,7 @@ def test_killed_before_its_first_checkpoint_begins_again(recipe_file: Path, tmp_
     run = Run(tmp_path / "run")
     arguments = ["--training.steps", "6", "--training.evaluate_every", "6"]
     process = start(str(recipe_file), "--run", str(run.folder), *arguments)
-    deadline = time.monotonic() + 240
-    while not run.recipe_file.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    kill_when(process, run.recipe_file, "")
     assert not run.last_checkpoint.exists()
     run.metrics_file.write_text(
         '{"step": 0, "split": "val", "map@r": 1.0}\n{"step": 1, "lo'

@@ -51,14 +51,10 @@ def train_fold(
     check_same(folder, written)
     write_text(run.recipe_file, yaml.safe_dump(written, sort_keys=False))
     recipe = opened.recipe(written, run.recipe_file)
-    resume = run.last_checkpoint.is_file()
-    if not resume:
-        run.metrics_file.unlink(missing_ok=True)
-        shutil.rmtree(run.folder / "tensorboard", ignore_errors=True)
     with (folder / "log.txt").open("a", encoding="utf8") as log, redirect_stdout(log), redirect_stderr(log):
         trainer = Trainer(recipe, run)
         trainer.on_evaluation = None if watch is None else lambda scores: watch(trainer, scores)
-        trainer.train(resume=resume)
+        trainer.train(resume=run.last_checkpoint.is_file())
     scores = [line for line in run.metrics() if line.get("split") == "val"]
     best = max(scores, key=lambda line: line["map@r"], default=None)
     return Trained(run, recipe, best, trainer.step)

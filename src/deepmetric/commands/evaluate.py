@@ -95,7 +95,6 @@ def run(args: Namespace) -> int:
     own = _own_data(run, needed=args.data is None)
     items = _items(args, own)
     classes = _class_report(items, own, run)
-    per_query = _per_query_file(args, run)
     options = {
         "ks": args.ks,
         "clustering": args.clustering,
@@ -123,6 +122,7 @@ def run(args: Namespace) -> int:
     # A name is a benchmark's only where the whole of it is there, so part of one is compared with nothing.
     papers = run.recipe.published if run is not None and args.split == "test" else []
     published = [row for row in papers if row.data == items.name]
+    per_query = _per_query_file(args, run)
     if per_query is not None:
         per_query = _save_per_query(scores, items, per_query)
     if args.json:
@@ -200,10 +200,11 @@ def _class_report(items: Dataset, own: Dataset | None, run: Run | None) -> dict[
     if record is not None:
         trained = set(record["trained_classes"])
     elif own is not None:
-        trained = {own.classes[label] for label in set(own.labels[own.splits == "train"].tolist())}
+        trained = set(own.subset(own.splits == "train").with_classes_renumbered().classes)
     else:
-        return {"shared": None, "text": "whether the model was trained on these classes is not known"}
-    here = {items.classes[label] for label in set(items.labels.tolist())}
+        text = "whether the model was trained on these classes is not known"
+        return {"shared": None, "text": text, "changed": None}
+    here = set(items.with_classes_renumbered().classes)
     shared = sorted(here & trained)
     if not shared:
         text = (
@@ -273,7 +274,7 @@ def _as_json(
         "split": args.split,
         **plain(scores),
         "classes_also_trained_on": classes["shared"],
-        "data_changed": classes.get("changed"),
+        "data_changed": classes["changed"],
         "published": [asdict(row) for row in published],
         "per_query": None if per_query is None else str(per_query),
         **({"untrained": plain(beside["untrained"])} if "untrained" in beside else {}),

@@ -19,6 +19,10 @@ EXTENSIONS = frozenset(
 )
 
 
+# How a data set is made without the files that cannot be read, for error messages.
+LEAVE_OUT = "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe"
+
+
 class UnreadableImage(InputError):
     """An image file that cannot be decoded; ``path`` and ``reason`` say which and why.
 
@@ -34,8 +38,7 @@ class UnreadableImage(InputError):
 def unreadable(path: str, reason: str) -> UnreadableImage:
     """The error for ``path``, with its cure."""
     return UnreadableImage(
-        f"cannot read the image {path}: {reason}. Mend or remove the file, or leave such files out: "
-        "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe",
+        f"cannot read the image {path}: {reason}. Mend or remove the file, or leave such files out: {LEAVE_OUT}",
         path,
         reason,
     )

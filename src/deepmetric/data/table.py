@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from deepmetric.data.dataset import Dataset
-from deepmetric.data.images import decode
+from deepmetric.data.images import LEAVE_OUT, decode
 from deepmetric.data.splits import SPELLINGS, ClassSplit, item_splits, natural_key
 from deepmetric.data.unreadable import leave_out_unreadable
 from deepmetric.errors import InputError, did_you_mean
@@ -101,8 +101,7 @@ class TableDataset(Dataset):
             if not os.path.isfile(self._root / path):
                 raise InputError(
                     f"{self._table}, row {row + 1}: no file at {self._root / path}. Paths start from {self._root}; "
-                    "give root if they start elsewhere, or leave such rows out: "
-                    "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe"
+                    f"give root if they start elsewhere, or leave such rows out: {LEAVE_OUT}"
                 )
 
 

@@ -90,7 +90,7 @@ def first_pairs(batch: Batch) -> Batch:
     anchor = torch.full_like(classes, n, dtype=torch.int64)
     anchor.scatter_reduce_(0, class_of, torch.arange(n, device=device), "amin")
 
-    place = torch.searchsorted(classes, batch.ref_labels.to(classes.dtype)).clamp_max_(len(classes) - 1)
+    place = torch.searchsorted(classes, batch.ref_labels).clamp_max_(len(classes) - 1)
     position = torch.arange(m, device=device)
     usable = classes[place] == batch.ref_labels
     if batch.own is not None:

@@ -78,7 +78,7 @@ class Run:
 
     def record_data(self, data: Dataset) -> None:
         """Keep what the run is made with: a folder may have other items tomorrow, and their classes other splits."""
-        trained = sorted({data.classes[label] for label in data.labels[data.splits == "train"].tolist()})
+        trained = data.split("train").with_classes_renumbered().classes
         record = {"items": len(data), "digest": data.digest(), "trained_classes": trained}
         text = json.dumps(record, ensure_ascii=False)
         write_atomically(self.data_file, lambda beside: beside.write_text(text, encoding="utf8"))

@@ -165,7 +165,7 @@ class ClassLoss(nn.Module):
         """
         batch = checked_batch(embeddings, labels)
         self._check(batch.anchors, batch.labels)
-        x, labels = batch.anchors, batch.labels.long()
+        x, labels = batch.anchors, batch.labels
         if self.share is not None and self._processes is not None:
             x, labels = self._processes.gather(x), self._processes.gather(labels)
         with without_autocast(embeddings.device):

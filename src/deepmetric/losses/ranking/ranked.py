@@ -131,5 +131,4 @@ class Ranked:
 def _matches(labels: Tensor, ref_labels: Tensor) -> Tensor:
     """How many references carry each label [N] int64."""
     ordered = ref_labels.sort().values
-    labels = labels.to(ordered.dtype)
     return torch.searchsorted(ordered, labels, right=True) - torch.searchsorted(ordered, labels)
