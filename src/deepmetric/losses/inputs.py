@@ -96,6 +96,8 @@ def checked_batch(
         _check_self_index(self_index, n, sum(counts))
         self_index = self_index.to(device, torch.int64)
     labels, ref_labels = _placed(labels, device), _placed(ref_labels, device)
+    if ref_labels is labels:  # else taken for a batch with itself, where each row is its own copy
+        ref_labels = labels.view_as(labels)
     batch = Batch(embeddings.to(dtype), labels, ref_emb, ref_labels, self_index, processes)
     return batch if processes is None else _with_all_anchors(batch, processes, sum(counts[: processes.rank]))
 

@@ -145,7 +145,7 @@ class TripletLoss(PairLoss):
             anchor, ref = torch.cat([anchor, lone]), torch.cat([ref, torch.full_like(lone, -1)])
             itself = 1.0 if self.form == "cosine" else 0.0
             values = torch.cat([values, values.new_full((len(lone),), itself)])
-        return PairList(anchor, ref, values, len(pairs.anchors), pairs.processes)
+        return PairList(anchor, ref, values, len(pairs.labels), pairs.processes)
 
     def _tied(self, pairs: Comparison, positives: PairList, *, nearer: bool = False) -> Tensor:
         """The nearness [P] at which a tie with the positive ends: negatives below it are further (those above

@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from deepmetric.losses.streamed.dense import MATRIX, MatrixSide, value_matrix
+from deepmetric.losses.streamed.dense import MATRIX, MatrixSide, from_cosines, value_matrix
 from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
 from deepmetric.losses.streamed.processes import Processes
-from deepmetric.losses.streamed.rows import are_unit, unit_rows
+from deepmetric.losses.streamed.rows import are_unit, cosines, unit_rows
 from deepmetric.losses.streamed.side import Side, inverse
 from deepmetric.losses.streamed.tiles import Group, HiddenClasses, HiddenPairs, tile_width
 
@@ -32,7 +32,8 @@ class Comparison:
             gradient.
         ref_labels: [M] integers.
         own: [N] int64, the position of anchor i's own copy among the references, -1 for none; None: no anchor
-            has one. That pair is neither positive nor negative.
+            has one. That pair is neither positive nor negative. 0, 1, ..., N - 1 where references and labels are the
+            anchors' own tensors.
         processes: where references are spread over processes: anchors and labels are those of all processes,
             everywhere alike, references and ``own`` are of this process. Results are the same everywhere.
         kind: what a pair's value is: "dot" product, "squared" Euclidean distance or "distance".
@@ -59,30 +60,31 @@ class Comparison:
         listed: int = LISTED,
     ) -> None:
         dtype = torch.promote_types(torch.promote_types(anchors.dtype, refs.dtype), torch.float32)
-        itself = refs is anchors
-        with without_autocast(anchors.device):
-            anchors = anchors.to(dtype)
-            if normalize:
-                anchors = unit_rows(anchors)
-            if itself:
-                refs = anchors
-            elif normalize and refs.requires_grad:
+        self._itself = refs is anchors
+        self._anchors = anchors.to(dtype)  # before they are normalised
+        if not self._itself and normalize and refs.requires_grad:
+            with without_autocast(anchors.device):
                 refs = unit_rows(refs.to(dtype))
-        self.anchors, self.labels, self.refs, self.ref_labels, self.own = (
-            anchors,
-            labels,
-            refs,
-            ref_labels,
-            own,
-        )
+        self._refs, self.labels, self.ref_labels, self.own = refs, labels, ref_labels, own
         self.kind: Kind = kind
         self.normalize, self.processes = normalize, processes
         self.width, self.listed = width, listed
-        self.normalize_refs = normalize and not itself and not refs.requires_grad
+        self.normalize_refs = normalize and not self._itself and not refs.requires_grad
         if self.normalize_refs and not self.small and are_unit(refs, dtype):
             self.normalize_refs = False
         # What is computed once must have a gradient later, though it be asked for first under no_grad.
         self._grad = torch.is_grad_enabled()
+
+    @cached_property
+    def anchors(self) -> Tensor:
+        """[N, d] as they are compared."""
+        with torch.set_grad_enabled(self._grad), without_autocast(self._anchors.device):
+            return unit_rows(self._anchors) if self.normalize else self._anchors
+
+    @property
+    def refs(self) -> Tensor:
+        """[M, d]; to be normalised still if ``normalize_refs``."""
+        return self.anchors if self._itself else self._refs
 
     def metric(self, scale: float = 1.0) -> Metric:
         return Metric(self.kind, self.normalize, scale)
@@ -114,14 +116,14 @@ class Comparison:
     def positive_count(self) -> Tensor:
         """How many positives each anchor has, [N] int64."""
         if self.small:
-            return self.matrix[1].sum(1)
+            return self._masks[0].sum(1)
         return self._everywhere(self.matches.counts - self._own_label[1].long())
 
     @cached_property
     def negative_count(self) -> Tensor:
         """How many negatives each anchor has, [N] int64."""
         if self.small:
-            return self.matrix[2].sum(1)
+            return self._masks[1].sum(1)
         here, same = self._own_label
         return self._everywhere(len(self.ref_labels) - self.matches.counts - (here & ~same).long())
 
@@ -129,27 +131,37 @@ class Comparison:
         return self.processes.sum_(count) if self.processes is not None else count
 
     @cached_property
+    def _masks(self) -> tuple[Tensor, Tensor]:
+        """Positives and negatives, bool [N, M]."""
+        labels, own = self.labels, self.own
+        positive = labels[:, None] == self.ref_labels
+        negative = ~positive
+        if own is None:
+            return positive, negative
+        if self._itself and self.ref_labels is labels:
+            return positive.fill_diagonal_(False), negative
+        other = own[:, None] != torch.arange(len(self.ref_labels), device=own.device)
+        return positive & other, negative & other
+
+    @cached_property
+    def _values(self) -> Tensor:
+        with torch.set_grad_enabled(self._grad), without_autocast(self._anchors.device):
+            if self._itself and self.normalize:
+                return from_cosines(cosines(self._anchors), self.kind)
+            refs = self.refs.to(self.anchors.dtype)
+            refs = unit_rows(refs) if self.normalize_refs else refs
+            return value_matrix(self.anchors, refs, self.kind, self.normalize)
+
+    @property
     def matrix(self) -> tuple[Tensor, Tensor, Tensor]:
         """Values, positives and negatives [N, M]: for a small problem, and for what has no streamed form. Over
         several processes it would be that of the references here: gather them first."""
-        positive = self.labels[:, None] == self.ref_labels
-        if self.own is None:
-            negative = ~positive
-        else:
-            other = self.own[:, None] != torch.arange(len(self.refs), device=positive.device)
-            positive &= other
-            negative = other ^ positive
-        refs = self.refs.to(self.anchors.dtype)
-        with torch.set_grad_enabled(self._grad), without_autocast(refs.device):
-            if self.normalize_refs:
-                refs = unit_rows(refs)
-            values = value_matrix(self.anchors, refs, self.kind, self.normalize)
-        return values, positive, negative
+        return self._values, *self._masks
 
     @property
     def small(self) -> bool:
         """Whether one matrix is as good as tiles."""
-        pairs = len(self.anchors) * len(self.refs)
+        pairs = len(self.labels) * len(self.ref_labels)
         return self.width is None and self.processes is None and pairs <= MATRIX
 
     # Sides are made anew: kept here they would be circles, which hold the graph until the garbage collector comes.
@@ -157,8 +169,7 @@ class Comparison:
     def negatives(self) -> Side | MatrixSide:
         """Pairs of different labels."""
         if self.small:
-            values, _, negative = self.matrix
-            return MatrixSide(values, negative, self.negative_tiles)
+            return MatrixSide(self._values, self._masks[1], self.negative_tiles)
         return self.negative_tiles()
 
     def negative_tiles(self, rows: Tensor | None = None) -> Side:
@@ -207,8 +218,7 @@ class Comparison:
         Both have the same sums, log-sum-exps and extremes; only the list knows its single pairs.
         """
         if self.small:
-            values, positive, _ = self.matrix
-            return MatrixSide(values, positive, lambda: Side(self, *self._positive_blocks))
+            return MatrixSide(self._values, self._masks[0], lambda: Side(self, *self._positive_blocks))
         return self.positive_list if self.matches.anchor is not None else Side(self, *self._positive_blocks)
 
     @cached_property
@@ -216,9 +226,9 @@ class Comparison:
         """The positives as a list of pairs with their values, however many they are."""
         if self.small:
             # Valued like the negatives: what ties, ties exactly.
-            anchor, ref = self.matrix[1].nonzero().unbind(1)
+            anchor, ref = self._masks[0].nonzero().unbind(1)
             with torch.set_grad_enabled(self._grad):
-                return PairList(anchor, ref, self.values(anchor, ref), len(self.anchors))
+                return PairList(anchor, ref, self.values(anchor, ref), len(self.labels))
         matches = self.matches
         if matches.anchor is None:
             with_list = match(self.labels, self.ref_labels, 2**62)
@@ -281,7 +291,7 @@ class Comparison:
     def values(self, anchor: Tensor, ref: Tensor) -> Tensor:
         """Values of listed pairs [P], with gradient."""
         if self.small:
-            values = self.matrix[0]
+            values = self._values
             return values.reshape(-1).index_select(0, anchor * values.shape[1] + ref)
         return pair_values(self.anchors, self.refs, anchor, ref, self.metric(), self.normalize_refs)
 
@@ -289,9 +299,9 @@ class Comparison:
         """Values of one chosen reference for each anchor, ``ref`` [N, ...] with -1 for none: (values, 0 where
         there is none; whether there is one), each of ref's shape."""
         found = ref >= 0
-        if self.small and self.refs.shape[0]:
+        if self.small and len(self.ref_labels):
             flat = ref.clamp_min(0).view(len(ref), ref.shape[1:].numel())
-            return torch.where(found, self.matrix[0].gather(1, flat).view_as(ref), 0), found
+            return torch.where(found, self._values.gather(1, flat).view_as(ref), 0), found
         anchor = torch.arange(len(ref), device=ref.device).view(-1, *[1] * (ref.ndim - 1)).expand_as(ref)
         out = self.anchors.new_zeros(ref.shape).masked_scatter(found, self.values(anchor[found], ref[found]))
         if self.processes is None:

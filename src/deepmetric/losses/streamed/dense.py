@@ -27,23 +27,33 @@ TRIPLETS = 2**18
 def value_matrix(x: Tensor, refs: Tensor, kind: Kind, unit: bool) -> Tensor:
     """Values [N, M] of all pairs, differentiable; distances below rounding are 0 with derivative 0."""
     product = _Gram.apply(x) if refs is x else x @ refs.T
-    if kind == "dot":
-        return product
-    eps = 16 * torch.finfo(x.dtype).eps
-    if unit:
-        squared, noise = 2 - 2 * product, eps
-    else:
-        norms = x.square().sum(1)[:, None]
-        squared, noise = norms + refs.square().sum(1) - 2 * product, (eps * norms).detach()
-    apart = squared > noise
+    if unit or kind == "dot":
+        return from_cosines(product, kind)
+    norms = x.square().sum(1)[:, None]
+    squared = norms + refs.square().sum(1) - 2 * product
+    apart = squared > (16 * torch.finfo(x.dtype).eps * norms).detach()
     if kind == "squared":
         return torch.where(apart, squared, 0)
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0)
 
 
+def from_cosines(product: Tensor, kind: Kind) -> Tensor:
+    """The same from the products of rows of unit length; of any rows for dot products."""
+    if kind == "dot":
+        return product
+    squared, noise = 2 - 2 * product, 16 * torch.finfo(product.dtype).eps
+    if kind == "squared":
+        return torch.threshold(squared, noise, 0.0)
+    # Two thresholds, as the derivative of a root is infinite at 0.
+    return torch.threshold(torch.threshold(squared, noise, noise / 4).sqrt(), 0.75 * math.sqrt(noise), 0.0)
+
+
 class MatrixSide:
     """The pairs of ``mask`` [N, M] with their values [N, M]; the methods are those of ``Side``, where they are
-    described."""
+    described.
+
+    To call an operation takes as long here as what it does, so the fewest are the fastest.
+    """
 
     def __init__(self, values: Tensor, mask: Tensor, tiled: Callable[[], Any]) -> None:
         self.values, self.mask = values, mask
@@ -52,12 +62,12 @@ class MatrixSide:
     def _total(self, cost: Tensor) -> Tensor:
         return torch.where(self.mask, cost, 0).sum(1)
 
-    def _keys(self, scale: float) -> Tensor:
-        """scale * v without gradient, -inf at pairs that do not count; never without a column."""
-        values = self.values.detach()
+    def _keys(self, scale: float, values: Tensor | None = None, *, hidden: float = -math.inf) -> Tensor:
+        """scale * v without gradient, ``hidden`` at pairs that do not count; never without a column."""
+        values = (self.values if values is None else values).detach()
         if not values.shape[1]:
-            return values.new_full((len(values), 1), -math.inf)
-        return torch.where(self.mask, values * scale if scale != 1 else values, -math.inf)
+            return values.new_full((len(values), 1), hidden)
+        return torch.where(self.mask, values * scale if scale != 1 else values, hidden)
 
     def sum(self, fn: Elementwise, *params: Tensor, slope: Elementwise | None = None) -> Tensor:
         beside = [t[:, None] for t in params]
@@ -86,7 +96,7 @@ class MatrixSide:
         self, scale: float, shift: Tensor | float, beyond: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         keys = self._keys(scale)
-        kept = (keys > (scale * beyond.detach())[:, None])[:, : self.values.shape[1]]
+        kept = (keys > scale * beyond.detach()[:, None])[:, : self.values.shape[1]]
         side = MatrixSide(self.values, kept, self.tiled)
         return side.softplus_sum(scale, shift), kept.sum(1).to(keys.dtype), keys.amax(1) / scale
 
@@ -109,34 +119,30 @@ class MatrixSide:
         slope: Elementwise | None = None,
     ) -> Tensor:
         if fn is None:
-            return self._logsumexp(scale, beyond)[0]
-        e = fn(self.values, *(t[:, None] for t in params))
+            return self._logsumexp(self.values, scale, beyond)[0]
+        exponents = fn(self.values, *(t[:, None] for t in params))
         if slope is not None:
-            e = with_slope(e, self.values, slope)
-        mask = self.mask
-        if beyond is not None:
-            mask = mask & (e > (scale * beyond)[:, None])
-        # A column of zeros stands in for rows without pairs, so that their gradient is 0 and not NaN.
-        empty = torch.where(mask.any(1), -math.inf, 0.0).to(e.dtype)
-        value = torch.cat([torch.where(mask, e, -math.inf), empty[:, None]], 1).logsumexp(1)
-        return torch.where(empty < 0, value, -math.inf)
+            exponents = with_slope(exponents, self.values, slope)
+        return self._logsumexp(exponents, 1.0, None if beyond is None else scale * beyond)[0]
 
     def logsumexp_and_hardest(self, scale: float, *, beyond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        value, top = self._logsumexp(scale, beyond)
-        return value, top / scale
+        return self._logsumexp(self.values, scale, beyond)
 
-    def _logsumexp(self, scale: float, beyond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The log-sum-exp beyond a value, and the largest exponent of all."""
-        keys = self._keys(scale)
-        top = keys.amax(1)
+    def _logsumexp(self, values: Tensor, scale: float, beyond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """log Σ exp(scale * v) of the values beyond one, and the value of the largest scale * v of all."""
+        keys = self._keys(scale, values, hidden=-BIG)
+        top = hardest = keys.amax(1)
         if beyond is not None:
-            keys = torch.where(keys > (scale * beyond.detach())[:, None], keys, -math.inf)
-        shift = torch.where(top > -math.inf, top, 0)
-        weights = torch.exp(keys - shift[:, None])
-        total = weights.sum(1)  # 0 over nothing, else at least 1: what is beyond anything includes the top
-        weights.mul_((scale / total.clamp_min(1))[:, None])
-        value = _WithSlopes.apply(total.log() + shift, self.values, weights[:, : self.values.shape[1]])
-        return value, top
+            away = keys - (scale * beyond.detach())[:, None]
+            keys = keys + torch.threshold_(away, 0.0, -BIG).clamp_max_(0)  # without the branches of `where`
+            top = keys.amax(1)
+        shares = keys.softmax(1)
+        some = top > -0.5 * BIG
+        value = top - shares.amax(1).log_()  # the share of the top is exp(top - log Σ exp)
+        value = _WithSlopes.apply(
+            torch.where(some, value, -math.inf), values, shares[:, : values.shape[1]], some, scale
+        )
+        return value, torch.threshold_(hardest, -0.5 * BIG, -math.inf).div_(scale)
 
     def hinge_over_positives(
         self,
@@ -153,23 +159,23 @@ class MatrixSide:
             return tiled.hinge_over_positives(
                 positives, threshold, scale=scale, start=start, stop=stop, soft=soft
             )
-        values, mask = scale * self.values.detach(), self.mask
-        anchor, t = positives.anchor, threshold.detach()[:, None]
+        values, anchor = scale * self.values.detach(), positives.anchor
         near = values.index_select(0, anchor)  # [P, M]
-        cost = near - t
-        counted = mask.index_select(0, anchor)
+        cost = near - threshold.detach()[:, None]
+        slope = self.mask.index_select(0, anchor).to(near.dtype)
         if start is not None:
-            counted &= near > start.detach()[:, None]
+            slope.mul_(_above(near, start.detach()[:, None]))
         elif not soft:
-            counted &= cost > 0
+            slope.mul_(cost.clamp_min_(0).sign())
         if stop is not None:
-            counted &= near < stop.detach()[:, None]
-        slope = counted.to(near.dtype)
+            slope.mul_(_above(stop.detach()[:, None], near))
         each = slope.sum(1)
         if soft:
-            slope = torch.sigmoid(cost).mul_(slope)
-            cost = torch.nn.functional.softplus(cost, threshold=40.0)
-        value = positives.total(torch.where(counted, cost, 0).sum(1))
+            slope, counted = torch.sigmoid(cost).mul_(slope), slope
+            cost = torch.nn.functional.softplus(cost, threshold=40.0).mul_(counted)
+        else:
+            cost.mul_(slope)
+        value = positives.total(cost.sum(1))
         by_value = torch.zeros_like(values).index_add_(0, anchor, slope, alpha=scale)
         total = _OverPositives.apply(value, self.values, by_value, threshold, slope.sum(1), anchor)
         return total, positives.total(each)
@@ -178,7 +184,7 @@ class MatrixSide:
         return self._keys(1.0).amax(1)
 
     def min(self) -> Tensor:
-        return -self._keys(-1.0).amax(1)
+        return self._keys(1.0, hidden=math.inf).amin(1)
 
     def argmax(self, scale: float = 1.0) -> Tensor:
         value, ref = self._keys(scale).max(1)
@@ -187,9 +193,10 @@ class MatrixSide:
     def argmax_below(self, bounds: Tensor, scale: float = 1.0, *, or_smallest: bool = False) -> Tensor:
         if bounds.numel() * self.values.shape[1] > TRIPLETS:
             return self.tiled().argmax_below(bounds, scale, or_smallest=or_smallest)
-        keys = self._keys(scale)[:, None, :]  # [N, 1, M + 1]
-        value, ref = torch.where(keys < bounds[:, :, None], keys, -math.inf).max(2)
-        ref = torch.where(value > -math.inf, ref, -1)
+        keys = self._keys(scale, hidden=-BIG)[:, None, :]  # [N, 1, M]
+        below = _above(bounds[:, :, None], keys)
+        value, ref = below.sub_(1).mul_(BIG).add_(keys).max(2)
+        ref = torch.where(value > -0.5 * BIG, ref, -1)
         if or_smallest:
             ref = torch.where((ref < 0) & (bounds > -BIG), self.argmax(-scale)[:, None], ref)
         return ref
@@ -208,6 +215,11 @@ class MatrixSide:
         return self.tiled().sample(log_weight, draws, generator, kind=kind)
 
 
+def _above(values: Tensor, bounds: Tensor) -> Tensor:
+    """1 where a value is above its bound, else 0: what ``(values > bounds).to(values.dtype)`` is in twice the time."""
+    return (values - bounds).clamp_min_(0).sign_()
+
+
 class _Gram(torch.autograd.Function):
     """x xᵀ with one product in backward in place of two."""
 
@@ -224,18 +236,21 @@ class _Gram(torch.autograd.Function):
 
 
 class _WithSlopes(torch.autograd.Function):
-    """``value`` [N], whose slopes for ``values`` [N, M] are known already: one operation in place of a graph."""
+    """``value`` [N], whose slopes for ``values`` [N, M] are known already: ``scale`` times ``slope`` [N, M] in ``some``
+    rows [N], 0 in others. One operation in place of a graph."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, values: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(slope)
+    def forward(ctx: Any, value: Tensor, values: Tensor, slope: Tensor, some: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(slope, some)
+        ctx.scale = scale
         return value.view_as(value)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        (slope,) = ctx.saved_tensors
-        return None, grad[:, None] * slope, None
+        slope, some = ctx.saved_tensors
+        grad = torch.where(some, grad * ctx.scale, 0)
+        return None, grad[:, None] * slope, None, None, None
 
 
 class _OverPositives(torch.autograd.Function):

@@ -109,7 +109,7 @@ class LogSumExp:
         state["sum"] = processes.sum_(state["sum"] * rescale)
 
     def finish(self, state: State) -> tuple[list[Tensor], Tensor]:
-        total = state["sum"]
+        total = torch.where(state["shift"] > -0.05 * BIG, state["sum"], 0)  # -inf alone is as nothing
         factor = torch.where(total > 0, 1 / (LOG2E * total / self.bits), 0) * state.get("partial", 1.0)
         value = (state["shift"] + total.log2()) / LOG2E
         value = torch.where(total > 0, value, -math.inf)
