@@ -166,12 +166,47 @@ def test_regulariser_is_for_training_and_once_with_a_memory(random_batch):
     assert loss.eval()(embeddings, labels) == plain_loss(embeddings, labels)
 
 
+class Joined:
+    """Stands for several processes: what they gather is known."""
+
+    def __init__(self, *wholes: Tensor) -> None:
+        self.wholes = list(wholes)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        return self.wholes.pop(0)
+
+
+@pytest.mark.parametrize("diversity", ["activation", "adversarial"])
+@pytest.mark.parametrize("rows_here", [0, 5])
+def test_regulariser_over_processes_is_that_of_the_joined_batch(random_batch, diversity, rows_here):
+    """Of parts of any length; on each process the gradient of the whole."""
+    net, loss, rows, labels = regularised(random_batch, diversity=diversity, diversity_weight=10.0)
+    wanted = loss(net(rows), labels)
+    (gradient,) = torch.autograd.grad(wanted, net.linear.weight)
+    embeddings, features = net(rows), net.trunk(rows).relu().detach()
+    part = net(rows[:rows_here])
+    loss.processes = Joined(embeddings, labels, features)
+    value = loss(part, labels[:rows_here])
+    torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(torch.autograd.grad(value, net.linear.weight)[0], gradient)
+
+
+@pytest.mark.parametrize("diversity", ["activation", "adversarial"])
+def test_no_rows_have_no_overlap(random_batch, diversity):
+    net, loss, rows, labels = regularised(random_batch, diversity=diversity)
+    value = loss(net(rows[:0]), labels[:0])
+    assert value.isfinite()
+    assert torch.autograd.grad(value, net.linear.weight)[0].isfinite().all()
+
+
 def test_layer_that_was_not_attached_or_does_not_fit_is_named(random_batch):
     rows, labels = random_batch(6)
     with pytest.raises(InputError, match=r"loss.attach\(model.head.linear\).*deepmetric.training.BIER"):
         BIERLoss([2, 2], diversity="activation")(rows, labels)
     with pytest.raises(InputError, match="has 6 units, the groups of BIERLoss 2, 2 together 4"):
         BIERLoss([2, 2], diversity="activation").attach(Net().linear)
+    with pytest.raises(InputError, match=r"last torch.nn.Linear; got Net. Hint: `model.head.linear`"):
+        BIERLoss([2, 4]).attach(Net())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,9 @@ def test_copies_under_two_labels_are_ties_however_they_round(form: str, dtype: t
     hard = mining.triplet_margin(*batch, kind="hard", form=form)  # pyright: ignore[reportArgumentType]
     semihard = mining.triplet_margin(*batch, kind="semihard", margin=9, form=form)  # pyright: ignore[reportArgumentType]
     assert copies <= tuples(*hard)
+    for kind, there in (("all", True), ("hard", True), ("easy", False)):
+        at_zero = mining.triplet_margin(*batch, kind=kind, margin=0.0, form=form)  # pyright: ignore[reportArgumentType]
+        assert len(copies & tuples(*at_zero)) == len(copies) * there
     assert not copies & tuples(*semihard)
     easy_positive = mining.batch_easy_hard(*batch)
     assert not (easy_positive.negative == easy_positive.positive + 40).any()

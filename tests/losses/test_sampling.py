@@ -49,6 +49,23 @@ def test_rows_do_not_underflow_in_many_dimensions(dtype):
     assert weight[0, 1] - others.max() > math.log(torch.finfo(torch.float32).max)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_references_may_be_of_another_precision(random_batch, dtype):
+    rows, labels = random_batch(2, d=8)
+    rows, refs = rows.float(), random_batch(3, d=8)[0].to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    wanted = distance_weighted_sampling(rows.to(wide), labels, refs.to(wide), labels + 1)
+    assert torch.equal(distance_weighted_sampling(rows, labels, refs, labels + 1), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(distance_weighted_sampling(rows, labels, refs, labels + 1), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_distances_are_computed_in_float32(dtype):
+    distance = torch.tensor([0.25, 1.0, 1.5, 2.0], dtype=dtype)
+    assert torch.equal(distance_log_weight(distance, 64), distance_log_weight(distance.float(), 64))
+
+
 def test_rows_without_an_admissible_negative_are_zero():
     rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.9, 0.1]])
     table = distance_weighted_sampling(rows, torch.tensor([0, 1, 0]))

@@ -119,8 +119,13 @@ class BIERLoss(PairLoss):
         """Let the regulariser see ``layer``, the last of the model, and the features that enter it in training.
 
         Raises:
-            InputError: the layer has other than sum(groups) units.
+            InputError: the layer is not linear, or has other than sum(groups) units.
         """
+        if not isinstance(layer, nn.Linear):
+            raise InputError(
+                f"BIERLoss.attach takes the model's last torch.nn.Linear; got {type(layer).__name__}. "
+                "Hint: `model.head.linear`."
+            )
         if layer.out_features != sum(self.groups):
             raise InputError(
                 f"the embedding layer has {layer.out_features} units, the groups of BIERLoss "
@@ -145,10 +150,7 @@ class BIERLoss(PairLoss):
         if self.diversity is None or not self.training or ref_emb is not None:
             return loss
         with without_autocast(embeddings.device):
-            extra = self._diversity()
-            if self.processes is not None:  # each has seen its part of the features
-                extra = self.processes.sum(extra) / self.processes.size
-            return loss + self.diversity_weight * extra
+            return loss + self.diversity_weight * self._diversity()
 
     def of_batch(self, batch: Batch) -> Tensor:
         parts = list(compare_parts("BIERLoss", batch, self.groups, "dot"))
@@ -192,6 +194,8 @@ class BIERLoss(PairLoss):
                 "BIERLoss with `diversity` needs to see the embedding layer: call loss.attach(model.head.linear) "
                 "before the first batch; in a recipe add `procedure: {class_path: deepmetric.training.BIER}`."
             )
+        if self.processes is not None:  # each has seen its part of them
+            features = self.processes.gather(features)
         return self.diversity(features, self._layer[0].weight)
 
     def extra_repr(self) -> str:

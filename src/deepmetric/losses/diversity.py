@@ -47,7 +47,7 @@ class ActivationDiversity(nn.Module):
         parts = group_outputs(features, weight, self.groups)
         # The mean over k and l of a product of squares is the product of the two means.
         energy = [part.square().mean(1) for part in parts]
-        overlap = sum(((a * b).mean() for a, b in combinations(energy, 2)), weight.new_zeros(()))
+        overlap = sum((_mean(a * b) for a, b in combinations(energy, 2)), weight.new_zeros(()))
         return overlap + self.norm_weight * self.norms(weight)
 
     def norms(self, weight: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class AdversarialDiversity(ActivationDiversity):
         parts = [reverse_gradient(part) for part in group_outputs(features, weight, self.groups)]
         value = self.norm_weight * self.norms(weight)
         for (target, source), regressor in zip(combinations(parts, 2), self.regressors):
-            value = value - (target * regressor(source)).square().mean()
+            value = value - _mean((target * regressor(source)).square())
         return value
 
     def norms(self, weight: Tensor) -> Tensor:
@@ -123,6 +123,11 @@ def group_outputs(features: Tensor, weight: Tensor, groups: Sequence[int]) -> tu
             f"{sum(groups)}. Give the loss the model's groups."
         )
     return linear(features.detach().to(weight.dtype), weight).split(list(groups), 1)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """0 of none: a batch may be empty."""
+    return values.sum() / max(values.numel(), 1)
 
 
 def unit_norm_penalty(weight: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.inputs import checked_batch
+from deepmetric.losses.streamed.comparison import without_autocast
 from deepmetric.losses.streamed.dense import value_matrix
 from deepmetric.losses.streamed.rows import unit_rows
 
@@ -26,9 +27,10 @@ def distance_log_weight(
         upper_cutoff: distances from here on have no weight; None: no limit.
 
     Returns:
-        Finite numbers of the same shape and dtype; -1e30 without weight. At 512 dimensions they span more
+        Finite numbers of the same shape, float32 at least; -1e30 without weight. At 512 dimensions they span more
         than a hundred e-folds: take off each row's maximum before the exponential.
     """
+    distance = distance.to(torch.promote_types(distance.dtype, torch.float32))
     weight = squared_distance_log_weight(distance.square(), dim, cutoff)
     return weight if upper_cutoff is None else weight.add_((distance >= upper_cutoff).to(weight), alpha=-1e30)
 
@@ -74,7 +76,9 @@ def distance_weighted_sampling(
     tensor([0.0000, 0.5858, 0.4142])
     """
     batch = checked_batch(embeddings, labels, ref_emb, ref_labels, self_index)
-    distance = value_matrix(unit_rows(batch.anchors), unit_rows(batch.refs), "distance", True)
+    with without_autocast(batch.anchors.device):
+        refs = unit_rows(batch.refs.to(batch.anchors.dtype))
+        distance = value_matrix(unit_rows(batch.anchors), refs, "distance", True)
     negative = batch.labels[:, None] != batch.ref_labels
     if batch.own is not None:
         negative &= batch.own[:, None] != torch.arange(len(batch.refs), device=negative.device)

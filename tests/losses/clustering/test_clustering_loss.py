@@ -140,6 +140,17 @@ def test_awkward_batches_give_finite_numbers(awkward_batch) -> None:
     assert rows.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_embeddings_that_are_no_numbers_make_the_loss_nan(random_batch, bad, normalize) -> None:
+    rows, labels = random_batch(4)
+    loss = ClusteringLoss(normalize=normalize)
+    for count in (1, 9, 10):
+        broken = rows.clone()
+        broken[:count] = bad
+        assert loss(broken, labels).isnan()
+
+
 def test_nothing_wrong_to_choose_costs_nothing(random_batch) -> None:
     rows, _ = random_batch(1)
     rows.requires_grad_()

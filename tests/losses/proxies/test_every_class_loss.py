@@ -7,10 +7,12 @@ import copy
 import pytest
 import torch
 
+import deepmetric.losses.proxies.base as base
 import deepmetric.losses.proxies.tiles as tiles
 from deepmetric.errors import InputError
 from deepmetric.losses import (
     ArcFaceLoss,
+    NormalizedSoftmaxLoss,
     ProxyAnchorLoss,
     ProxyNCALoss,
     SoftTripleLoss,
@@ -115,6 +117,43 @@ def test_half_precision_is_computed_in_float32(form, problem, dtype):
     assert value.dtype == torch.float32
     value.backward()
     assert loss.proxies.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_embedding_that_is_no_number_makes_the_loss_nan(form, problem, bad):
+    x, labels = problem(6)
+    x[3, 1] = bad
+    assert build(form)(x, labels).isnan()
+
+
+def test_an_infinite_logit_does_not_cost_nothing():
+    """The proxies' gradient is no number then, and a guard of the loss must see it."""
+    loss = NormalizedSoftmaxLoss(2, 2, normalize=False)
+    loss.proxies.data = torch.tensor([[1.0, 0.1], [-1.0, 0.2]])
+    assert loss(torch.tensor([[torch.inf, 1.0]]), torch.tensor([0])).isnan()
+
+
+@pytest.mark.parametrize("label", [-1, -5])
+def test_a_label_of_no_class_makes_the_loss_nan_where_labels_are_not_read(form, problem, monkeypatch, label):
+    """As on a GPU. It must not count from the last class."""
+    monkeypatch.setattr(base, "check_class_labels", lambda *_: None)
+    x, labels = problem(6)
+    labels[2] = label
+    assert build(form)(x, labels).isnan()
+    assert build(form, negative_fraction=0.7)(x, labels).isnan()
+
+
+def test_backward_within_autocast_is_computed_in_float32(form, problem, monkeypatch):
+    monkeypatch.setattr(tiles, "KEPT", 0)
+    monkeypatch.setattr(tiles, "_width", lambda job, x, count: 4)
+    x, labels = problem(5, n=9, classes=11)
+    x = x.float().requires_grad_()
+    loss = build(form, classes=11).float()
+    wanted = gradients(loss(x, labels), x, loss.proxies)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradients(loss(x, labels), x, loss.proxies)
+    for ours, gradient in zip(found, wanted):
+        torch.testing.assert_close(ours, gradient, rtol=2e-3, atol=2e-3)
 
 
 def test_duplicates_and_items_on_their_proxies_give_finite_gradients(form):

@@ -86,6 +86,13 @@ def state_moves_between_numbers_of_processes(form, rank, world):
     moved.load_state_dict(state)
     assert torch.equal(moved.proxies, shared.proxies)
     alone.load_state_dict(state)
+    for classes in (C + 4, len(shared.proxies) // shared.centers):  # rows of either would fit the share
+        try:
+            over(build(form, sharded=True)).load_state_dict(form.make(classes, D).state_dict())
+        except ValueError as error:
+            assert f"has {len(alone.proxies)}. Build it with" in str(error)
+        else:
+            raise AssertionError("loaded")
     pairs = dist.new_group([0, 1])
     if rank < 2:  # saved on `world` processes, loaded on 2
         fewer = form.make(C, D, sharded=True).double()

@@ -200,6 +200,30 @@ def test_gradients_keep_no_cubic_tensor(random_batch, monkeypatch) -> None:
     assert max(kept) <= rows.numel()
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_query_of_many_positives_is_compared_in_parts(name, random_batch, monkeypatch) -> None:
+    """Against a memory of few classes one query alone has more comparisons than may be held at once."""
+    (rows, labels), (refs, ref_labels) = random_batch(0, n=3, classes=2), random_batch(1, n=60, classes=2)
+    rows.requires_grad_()
+    refs.requires_grad_()
+    whole = LOSSES[name](rows, labels, refs, ref_labels)
+    wanted = torch.autograd.grad(whole, (rows, refs))
+    monkeypatch.setattr(ranked, "AT_ONCE", 200)
+    held, gaps = [0], ranked.Block.gaps
+
+    def watched(block: ranked.Block) -> tuple[Tensor, Tensor]:
+        query, gap = gaps(block)
+        held.append(gap.numel())
+        return query, gap
+
+    monkeypatch.setattr(ranked.Block, "gaps", watched)
+    in_parts = LOSSES[name](rows, labels, refs, ref_labels)
+    torch.testing.assert_close(in_parts, whole)
+    for ours, gradient in zip(torch.autograd.grad(in_parts, (rows, refs)), wanted):
+        torch.testing.assert_close(ours, gradient, rtol=1e-9, atol=1e-12)
+    assert max(held) <= 2 * 200 + 60
+
+
 @pytest.mark.parametrize("pairs", ["all", "in_triplets"])
 def test_histogram_equals_the_loop(pairs, random_batch) -> None:
     rows, labels = random_batch(5, n=12, classes=3)
@@ -296,6 +320,7 @@ def test_in_a_memory(random_batch) -> None:
         (lambda: SupAPLoss(slope=-1.0), "`slope` of SupAPLoss"),
         (lambda: ROADMAPLoss(calibration_weight=-1.0), "`calibration_weight`"),
         (lambda: RecallAtKLoss([]), "`ks` of RecallAtKLoss"),
+        (lambda: RecallAtKLoss(5), "`ks` of RecallAtKLoss must be a list.*got 5"),
         (lambda: RecallAtKLoss([1, 2], [1.0]), "one for each of the 2 `ks`; got 1"),
         (lambda: RecallAtKLoss(rank_temperature=0.0), "above 0"),
         (lambda: HistogramLoss(pairs="triplets"), "Did you mean 'in_triplets'"),

@@ -100,7 +100,8 @@ class ClusteringLoss(PairLoss):
         )
         with torch.no_grad():
             distances = value_matrix(pairs.anchors, pairs.anchors, kind, self.normalize)
-            distances.fill_diagonal_(0)
+            # The search must not meet what is no number: the loss becomes NaN by its values.
+            distances.fill_diagonal_(0).nan_to_num_(0.0, 0.0, 0.0)
             classes = Classes.from_labels(batch.labels, distances.dtype, self.nmi)
             found = greedy_medoids(distances, classes, self.gamma)
             found = refine_medoids(distances, classes, self.gamma, found, self.refinements)

@@ -51,9 +51,13 @@ def triplet_margin(
     for block in blocks(batch, form, normalize=normalize):
         for row, positive in _positive_pairs(block):
             gap = block.distance[row] - block.distance[row, positive, None]
-            kept = gap > margin if kind == "easy" else gap <= margin
-            if kind in ("hard", "semihard"):
-                further = block.further(row, block.order[row, positive])
+            further = block.further(row, block.order[row, positive])
+            kept = gap <= margin
+            if margin >= 0:  # rounding parts what is equally far
+                kept |= ~further
+            if kind == "easy":
+                kept = ~kept
+            elif kind != "all":
                 kept &= further if kind == "semihard" else ~further
             pair, negative = (kept & block.negative[row]).nonzero(as_tuple=True)
             parts.append((block.anchors(row)[pair], positive[pair], negative))

@@ -154,22 +154,27 @@ class ClassLoss(nn.Module):
         raise NotImplementedError
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph.
+        """The loss, a scalar of float32 (float64 for float64 input) that is always attached to the graph; NaN if an
+        embedding is NaN or infinite.
 
         Args:
             embeddings: [N, dim] floating point; half precision and autocast are computed in float32.
             labels: [N] integers, 0 ... num_classes - 1.
 
         Raises:
-            InputError: shapes, dtypes or labels that do not fit the classes.
+            InputError: shapes, dtypes or labels that do not fit the classes. (On a GPU labels are not read: the loss
+                is NaN, or indexing fails.)
         """
         batch = checked_batch(embeddings, labels)
         self._check(batch.anchors, batch.labels)
         x, labels = batch.anchors, batch.labels
         if self.share is not None and self._processes is not None:
             x, labels = self._processes.gather(x), self._processes.gather(labels)
-        with without_autocast(embeddings.device):
-            return self.of_batch(ClassBatch(x, labels))
+        # Else an infinite logit may cost nothing, and a negative label count from the last class.
+        foreign = (labels < 0) | (labels >= (self.num_classes or 0))
+        mark = torch.where(foreign, math.nan, x.detach().sum(1)).sum()
+        with without_autocast(embeddings.device):  # 0 times a sum is 0 or NaN
+            return torch.add(self.of_batch(ClassBatch(x, labels)), mark, alpha=0)
 
     def of_batch(self, batch: ClassBatch) -> Tensor:
         """The loss of checked input."""
@@ -261,6 +266,12 @@ class ClassLoss(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix: str, *args, **kwargs) -> None:
         name = prefix + "proxies"
         if self.share is not None and name in state_dict:
+            given, wanted = len(state_dict[name]), (self.num_classes or 0) * self.centers
+            if given != wanted:  # rows of it may fit nevertheless
+                raise InputError(
+                    f"the state to load has {given} proxies, this {self._name} has {wanted}. Build it with the classes "
+                    "and centres that it was saved with."
+                )
             state_dict[name] = state_dict[name][self.rows]  # of load_state_dict's own mapping
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.proxies.pools import Pool
+from deepmetric.losses.streamed.comparison import without_autocast
 from deepmetric.losses.streamed.tiles import BIG, tile_width
 
 # Up to this many logits one tile is kept for the backward pass, which else computes each tile once more.
@@ -112,49 +113,56 @@ class _ClassLogits(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, g_own: Tensor | None, g_others: Tensor | None, g_total: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        job: Job = ctx.job
-        x, weights, shift, sums = ctx.saved_tensors
-        need_x, need_weights, _ = ctx.needs_input_grad
-        scaled = x * job.scale
-        factor = None if g_others is None else torch.where(sums > 0, g_others / sums, 0)
-        single = ctx.count <= ctx.width and job.classes is None
-        gx = torch.zeros_like(x) if need_x and not single else None
-        gw = torch.zeros_like(weights) if need_weights and not single else None
-        for lo in range(0, ctx.count, ctx.width):
-            if ctx.kept is not None:
-                tile, e = ctx.kept
-                ctx.kept = None  # overwritten below: a second backward computes it again
-            else:
-                tile = _tile(job, scaled, weights, lo, min(lo + ctx.width, ctx.count))
-                e = None
-            if factor is None:
-                e = torch.zeros_like(tile.value)
-            else:
-                if e is None:
-                    v = tile.value if job.pool is None else tile.value.clone()
-                    e = _weights(job, tile, v, shift)
-                e.mul_(factor[:, None] if job.over == "classes" else factor[tile.lo : tile.hi])
-            if g_total is not None and job.wants_total:
-                e += g_total[:, None]
-            e[tile.own] = 0.0 if g_own is None else g_own[tile.own[0]]
-            if job.pool is not None:
-                shape = (len(x), tile.hi - tile.lo, job.centers)
-                e = job.pool.backward(e, tile.similarity.view(shape)).view_as(tile.similarity)
-            if single:
-                gx = e @ tile.rows if need_x else None
-                gw = _unscaled(tile, e.t() @ scaled).to(weights.dtype) if need_weights else None
-                break
-            if gx is not None:
-                gx.addmm_(e, tile.rows)
-            if gw is not None:
-                grad = _unscaled(tile, e.t() @ scaled).to(gw.dtype)
-                if job.classes is None:
-                    gw[tile.lo * job.centers : tile.hi * job.centers] = grad
-                else:
-                    gw[_places(job, tile.lo, tile.hi)] = grad
+        with without_autocast(ctx.job.labels.device):  # the caller's `backward()` may stand in it
+            return *_gradients(ctx, g_own, g_others, g_total), None
+
+
+def _gradients(
+    ctx: Any, g_own: Tensor | None, g_others: Tensor | None, g_total: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    job: Job = ctx.job
+    x, weights, shift, sums = ctx.saved_tensors
+    need_x, need_weights, _ = ctx.needs_input_grad
+    scaled = x * job.scale
+    factor = None if g_others is None else torch.where(sums > 0, g_others / sums, 0)
+    single = ctx.count <= ctx.width and job.classes is None
+    gx = torch.zeros_like(x) if need_x and not single else None
+    gw = torch.zeros_like(weights) if need_weights and not single else None
+    for lo in range(0, ctx.count, ctx.width):
+        if ctx.kept is not None:
+            tile, e = ctx.kept
+            ctx.kept = None  # overwritten below: a second backward computes it again
+        else:
+            tile = _tile(job, scaled, weights, lo, min(lo + ctx.width, ctx.count))
+            e = None
+        if factor is None:
+            e = torch.zeros_like(tile.value)
+        else:
+            if e is None:
+                v = tile.value if job.pool is None else tile.value.clone()
+                e = _weights(job, tile, v, shift)
+            e.mul_(factor[:, None] if job.over == "classes" else factor[tile.lo : tile.hi])
+        if g_total is not None and job.wants_total:
+            e += g_total[:, None]
+        e[tile.own] = 0.0 if g_own is None else g_own[tile.own[0]]
+        if job.pool is not None:
+            shape = (len(x), tile.hi - tile.lo, job.centers)
+            e = job.pool.backward(e, tile.similarity.view(shape)).view_as(tile.similarity)
+        if single:
+            gx = e @ tile.rows if need_x else None
+            gw = _unscaled(tile, e.t() @ scaled).to(weights.dtype) if need_weights else None
+            break
         if gx is not None:
-            gx *= job.scale
-        return gx, gw, None
+            gx.addmm_(e, tile.rows)
+        if gw is not None:
+            grad = _unscaled(tile, e.t() @ scaled).to(gw.dtype)
+            if job.classes is None:
+                gw[tile.lo * job.centers : tile.hi * job.centers] = grad
+            else:
+                gw[_places(job, tile.lo, tile.hi)] = grad
+    if gx is not None:
+        gx *= job.scale
+    return gx, gw
 
 
 def _count(job: Job, weights: Tensor) -> int:

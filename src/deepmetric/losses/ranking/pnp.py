@@ -82,9 +82,9 @@ class PNPLoss(PairLoss):
         def cost(block: Block) -> Tensor:
             query, gap = block.gaps()
             before = block.over_negatives(query, torch.sigmoid(gap / self.temperature))
-            return block.per_query(query, self._penalty(before)) / block.positive.sum(1).clamp_min(1)
+            return block.per_query(query, self._penalty(before))
 
-        return ranked.mean(ranked.per_query(cost), ranked.others > 0)
+        return ranked.mean(ranked.per_query(cost) / ranked.positives.clamp_min(1), ranked.others > 0)
 
     def _penalty(self, before: Tensor) -> Tensor:
         if self.variant == "O":

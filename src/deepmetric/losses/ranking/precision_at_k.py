@@ -58,11 +58,11 @@ class PrecisionAtKLoss(PairLoss):
             query, gap = block.gaps()
             before = torch.sigmoid(gap / self.rank_temperature)
             rank = block.over_positives(query, before) + block.over_negatives(query, before)
-            most = k[block.rows]
-            within = torch.sigmoid((most[query] - rank) / self.precision_temperature)
-            return block.per_query(query, within) / torch.minimum(most, block.positive.sum(1)).clamp_min(1)
+            within = torch.sigmoid((k[block.rows][query] - rank) / self.precision_temperature)
+            return block.per_query(query, within)
 
-        return ranked.mean(1 - ranked.per_query(precision), ranked.positives > 0)
+        found = ranked.per_query(precision) / torch.minimum(k, ranked.positives).clamp_min(1)
+        return ranked.mean(1 - found, ranked.positives > 0)
 
     def extra_repr(self) -> str:
         return (

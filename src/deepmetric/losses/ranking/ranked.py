@@ -24,10 +24,14 @@ class Block(NamedTuple):
     positive: Tensor  # [b, M] bool
     negative: Tensor  # [b, M] bool
     rows: slice  # which anchors the queries are
+    part: tuple[int, int] = (0, 1)  # of the pairs of a query and a positive those of this part, of so many
 
     def gaps(self) -> tuple[Tensor, Tensor]:
         """Of every pair of a query and a positive p: the query [E], and s_j - s_p for all references j [E, M]."""
         query, place = self.positive.nonzero().unbind(1)
+        part, parts = self.part
+        pairs = slice(part * len(query) // parts, (part + 1) * len(query) // parts)
+        query, place = query[pairs], place[pairs]
         return query, self.similarity[query] - self.similarity[query, place][:, None]
 
     def over_positives(self, query: Tensor, values: Tensor) -> Tensor:
@@ -85,32 +89,46 @@ class Ranked:
 
         Args:
             fn: from a block; its operations are repeated in the backward pass where there are several blocks.
-            compares: it makes tensors over pairs of a positive and a reference, else over references.
+            compares: it makes tensors over pairs of a positive and a reference, else over references. Its values
+                must be sums over the pairs of ``Block.gaps``: of a query with many positives they come in parts.
         """
         m = max(len(self.refs), 1)
         cost = self.positives.clamp_min(1) * m if compares else torch.full_like(self.positives, m)
         place = (cost.cumsum(0) - cost) // AT_ONCE
-        sizes = place.unique_consecutive(return_counts=True)[1].tolist() or [0]
-        if len(sizes) == 1:
-            return fn(self._block(self.anchors, self.refs, slice(0, len(self.anchors))))
-        parts, start = [], 0
-        for size in sizes:
+        _, block, sizes = place.unique_consecutive(return_inverse=True, return_counts=True)
+        costs = torch.zeros_like(sizes).index_add(0, block, cost)
+        blocks = torch.stack([sizes, costs]).t().tolist() or [[0, 0]]
+        values, start = [], 0
+        for size, total in blocks:
             rows = slice(start, start + size)
             start += size
-
-            def part(anchors: Tensor, refs: Tensor, rows: slice = rows) -> Tensor:
-                return fn(self._block(anchors, refs, rows))
-
-            # checkpoint's type is unknown to the checker
-            value: Tensor = checkpoint(  # type: ignore[assignment]
-                part, self.anchors, self.refs, use_reentrant=False, preserve_rng_state=False
-            )
-            parts.append(value)
-        return torch.cat(parts)
+            parts = max(total // AT_ONCE, 1) if compares else 1
+            again = len(blocks) > 1 or parts > 1
+            value = self._of_block(fn, rows, (0, parts), again)
+            for part in range(1, parts):
+                value = value + self._of_block(fn, rows, (part, parts), again)
+            values.append(value)
+        return torch.cat(values)
 
     def mean(self, values: Tensor, answerable: Tensor) -> Tensor:
         """Mean of values [N] over queries that have a positive to find; 0 if there is none."""
         return torch.where(answerable, values, 0).sum() / answerable.sum().clamp_min(1)
+
+    def _of_block(
+        self, fn: Callable[[Block], Tensor], rows: slice, part: tuple[int, int], again: bool
+    ) -> Tensor:
+        """``fn`` of one block or part of it, ``again`` in the backward pass."""
+
+        def of(anchors: Tensor, refs: Tensor) -> Tensor:
+            return fn(self._block(anchors, refs, rows)._replace(part=part))
+
+        if not again:
+            return of(self.anchors, self.refs)
+        # checkpoint's type is unknown to the checker
+        value: Tensor = checkpoint(  # type: ignore[assignment]
+            of, self.anchors, self.refs, use_reentrant=False, preserve_rng_state=False
+        )
+        return value
 
     def _block(self, anchors: Tensor, refs: Tensor, rows: slice) -> Block:
         if self.kind == "dot":

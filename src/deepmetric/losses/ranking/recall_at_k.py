@@ -55,8 +55,10 @@ class RecallAtKLoss(PairLoss):
         count_query: bool = False,
     ) -> None:
         super().__init__()
-        if not ks or min(ks) < 1:
-            raise InputError(f"`ks` of RecallAtKLoss must be one or more integers from 1; got {list(ks)}.")
+        if not isinstance(ks, Sequence) or not ks or min(ks) < 1:
+            raise InputError(
+                f"`ks` of RecallAtKLoss must be a list of one or more integers from 1; got {ks!r}."
+            )
         each = (
             list(recall_temperature)
             if isinstance(recall_temperature, Sequence)
@@ -94,12 +96,12 @@ class RecallAtKLoss(PairLoss):
                 own = ranked.own[block.rows][query]
                 at_own = before.gather(1, own.clamp_min(0)[:, None])[:, 0]
                 rank = rank + torch.where(own >= 0, at_own, 0)
-            within = torch.sigmoid((k - rank[:, None]) / temperature)
-            most = torch.minimum(k, block.positive.sum(1, keepdim=True)).clamp_min(1)
-            # σ < 1, so that the sum is below |P| as it is.
-            return (torch.minimum(block.per_query(query, within), k) / most).mean(1)
+            return block.per_query(query, torch.sigmoid((k - rank[:, None]) / temperature))
 
-        return ranked.mean(1 - ranked.per_query(recall), ranked.positives > 0)
+        most = torch.minimum(k, ranked.positives[:, None]).clamp_min(1)
+        # σ < 1, so that the sum is below |P| as it is.
+        found = torch.minimum(ranked.per_query(recall), k) / most
+        return ranked.mean(1 - found.mean(1), ranked.positives > 0)
 
     def _mixed(self, batch: Batch) -> Batch:
         if batch.refs is not batch.anchors or batch.own is None:

@@ -51,9 +51,10 @@ class SmoothAPLoss(PairLoss):
             before = torch.sigmoid(gap / self.temperature)
             rank_of_positives = block.over_positives(query, before) + 0.5  # itself is g(0) = 0.5 of it
             ratio = rank_of_positives / (rank_of_positives + block.over_negatives(query, before))
-            return block.per_query(query, ratio) / block.positive.sum(1).clamp_min(1)
+            return block.per_query(query, ratio)
 
-        return ranked.mean(1 - ranked.per_query(precision), ranked.positives > 0)
+        found = ranked.per_query(precision) / ranked.positives.clamp_min(1)
+        return ranked.mean(1 - found, ranked.positives > 0)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, count_query={self.count_query}"

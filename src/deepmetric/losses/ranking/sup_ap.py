@@ -75,9 +75,10 @@ class SupAPLoss(PairLoss):
             rank_of_positives = block.over_positives(query, before)  # itself is one of them
             negatives_before = block.over_negatives(query, self._step(gap, tie))
             ratio = rank_of_positives / (rank_of_positives + negatives_before)
-            return block.per_query(query, ratio) / block.positive.sum(1).clamp_min(1)
+            return block.per_query(query, ratio)
 
-        return ranked.mean(1 - ranked.per_query(precision), ranked.positives > 0)
+        found = ranked.per_query(precision) / ranked.positives.clamp_min(1)
+        return ranked.mean(1 - found, ranked.positives > 0)
 
     def _step(self, gap: Tensor, tie: float) -> Tensor:
         near = torch.sigmoid(gap / self.temperature) + self.start * (gap > tie)
