@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,21 @@ def test_data_is_opened_once_and_not_for_what_is_finished(
     (plan_cells(plan)[0].folder(out) / "result.json").unlink()
     with pytest.raises(InputError, match="gratings cannot be used"):
         run_benchmark(plan, out)
+
+
+def test_cells_of_one_table_are_trained_on_the_same_items(
+    plan_file: Path, image_folder: Path, tmp_path: Path
+):
+    root, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(image_folder, root)
+    plan_file.write_text(plan_file.read_text().replace("[0, 1]", "[0]").replace("folds: 2", "folds: 1"))
+    plan = read_plan(plan_file, {"gratings": str(root)})
+    plan = replace(plan, systems=plan.systems[:1])
+    assert run_benchmark(plan, out) == []
+    first = min(root.rglob("*.png"))  # of a training class: the test items stay as they are
+    shutil.copy(first, first.with_name("one_more.png"))
+    with pytest.raises(InputError, match=r"have changed since it was begun: .* name another --out"):
+        run_benchmark(replace(plan, seeds=(0, 1)), out)
 
 
 def _counted(function, calls: list):

@@ -51,6 +51,41 @@ def test_a_corrected_figure_of_a_paper_is_no_other_setting(tmp_path: Path):
         check_same(tmp_path, begun | {"loss": {"class_path": "L", "init_args": {"margin": 0.2}}})
 
 
+def test_other_weights_are_another_setting_and_a_moved_file_is_none(tmp_path: Path):
+    for name in ("a/imagenet.pth", "b/imagenet.pth", "b/other.pth", "images", "pictures"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+
+    def recipe(weights: str | None, root: str) -> dict:
+        path = None if weights is None else str(tmp_path / weights)
+        return {"model": {"weights": path}, "data": {"data": {"root": str(tmp_path / root)}}}
+
+    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe("a/imagenet.pth", "images")))
+    check_same(tmp_path, recipe("b/imagenet.pth", "pictures"))
+    with pytest.raises(InputError, match=r"model\.weights was .*imagenet\.pth', now .*other\.pth"):
+        check_same(tmp_path, recipe("b/other.pth", "images"))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe(None, "images")))
+    with pytest.raises(InputError, match=r"model\.weights was None, now .*imagenet\.pth"):
+        check_same(tmp_path, recipe("a/imagenet.pth", "images"))
+
+
+def test_other_queries_are_other_test_items(tmp_path: Path):
+    data = items(10)
+    data.is_query, data.is_gallery = np.arange(10) < 5, np.arange(10) >= 5
+    keep_test_items(data, "items", tmp_path)
+    keep_test_items(data, "items", tmp_path)
+    data.is_query, data.is_gallery = data.is_gallery, data.is_query
+    with pytest.raises(InputError, match="are others than when this benchmark began"):
+        keep_test_items(data, "items", tmp_path)
+
+
+def test_a_plan_that_is_no_utf8(plan_file: Path):
+    plan_file.write_bytes(plan_file.read_bytes() + "# caf\xe9".encode("latin-1"))
+    with pytest.raises(InputError, match="is no YAML: 'utf-8' codec can't decode"):
+        read_plan(plan_file)
+
+
 def test_one_fold_cannot_be_tuned(plan_file: Path, tmp_path: Path):
     pytest.importorskip("optuna")
     with pytest.raises(InputError, match="one fold has no validation classes"):
@@ -74,6 +109,13 @@ def test_a_key_may_be_written_in_full():
     whole = {"loss": {"class_path": "L", "init_args": {"margin": 0.1}}}
     tree = {"loss": {"init_args": {"margin": 0.2}}}
     assert as_recipe({"loss.init_args.margin": 0.2}, whole) == as_recipe({"loss.margin": 0.2}, whole) == tree
+
+
+def test_a_class_and_its_argument_may_be_chosen_together():
+    whole = {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1, "momentum": 0.0}}}
+    tree = {"optimizer": {"class_path": "SGD", "init_args": {"lr": 0.1}}}
+    assert as_recipe({"optimizer": "SGD", "optimizer.lr": 0.1}, whole) == tree
+    assert as_recipe({"optimizer.lr": 0.1, "optimizer": "SGD"}, whole) == tree
 
 
 def test_steps_of_a_range():

@@ -27,6 +27,10 @@ def test_the_papers_ten_repetitions():
     assert t_interval(x.tolist())[1] == pytest.approx(2.262157 * x.std(ddof=1) / math.sqrt(10))
 
 
+def test_no_resample_has_no_p():
+    assert math.isnan(bootstrap_p(np.empty(0)))
+
+
 def test_one_value_has_no_interval():
     mean, half = t_interval([0.5])
     assert mean == 0.5

@@ -79,11 +79,16 @@ def test_a_finished_search_needs_no_data(plan_file: Path, image_folder: Path, tm
     shutil.copytree(image_folder, root)
     plan_file.write_text(plan_file.read_text().replace("trials: 3", "trials: 1"))
     plan = read_plan(plan_file, {"gratings": str(root)})
+    more = replace(plan, tune=replace(plan.tune, trials=2))
     tune(plan, out)
+    first = min(root.rglob("*.png"))
+    shutil.copy(first, first.with_name("one_more.png"))
+    with pytest.raises(InputError, match="have changed since it was begun"):
+        tune(more, out)
     shutil.rmtree(root)
     tune(plan, out)
     with pytest.raises(InputError, match="gratings cannot be used"):
-        tune(replace(plan, tune=replace(plan.tune, trials=2)), out)
+        tune(more, out)
 
 
 def test_two_workers_do_each_trial_once(plan_file: Path, tmp_path: Path):

@@ -55,6 +55,8 @@ def test_a_subset_by_mask_and_an_empty_one():
     assert len(make().subset([])) == 0
     with pytest.raises(IndexError):
         make().subset([5])
+    with pytest.raises(IndexError):
+        make().subset(mask[:3])
 
 
 def test_split():

@@ -6,6 +6,7 @@ import hashlib
 import multiprocessing
 import os
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +256,29 @@ def test_nothing_readable(opened, tmp_path: Path):
         opened([], skip_unreadable=True, split=ClassSplit(test=0, val=0))
 
 
+def test_the_check_takes_a_part_of_the_files_at_a_time(opened, monkeypatch):
+    waiting, most, read = 0, 0, FolderDataset.read
+
+    def submit(self, *arguments):
+        nonlocal waiting, most
+        waiting += 1
+        most = max(most, waiting)
+        return really(self, *arguments)
+
+    def counted(self, i: int):
+        nonlocal waiting
+        waiting -= 1
+        return read(self, i)
+
+    monkeypatch.setattr("deepmetric.data.unreadable.PART", 4, raising=False)
+    really = ThreadPoolExecutor.submit
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    monkeypatch.setattr(FolderDataset, "read", counted)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert opened(CLASSES, skip_unreadable=True).ids == CLASSES
+    assert most <= 4
+
+
 def test_a_damaged_member_is_unreadable(noise_tree: Path, zipped):
     archive = zipped(noise_tree)
     content = bytearray(archive.read_bytes())
@@ -352,3 +376,16 @@ def test_a_zip_without_folder_entries_and_with_duplicates(tmp_path: Path):
     data = FolderDataset(archive, split=ClassSplit(test=0, val=0))
     assert data.ids == ["a/1.png", "b/1.png"]
     assert np.array_equal(data.labels, [0, 1])
+
+
+def test_a_zip_whose_names_begin_with_a_dot(tmp_path: Path):
+    """As `tar -a -cf x.zip .` makes it."""
+    Image.new("RGB", (2, 3)).save(tmp_path / "x.png")
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in ("./train/a/1.png", "./test/b/1.png", "./.hidden/c/1.png"):
+            file.writestr(name, (tmp_path / "x.png").read_bytes())
+    data = FolderDataset(archive)
+    assert data.classes == ["a", "b"]
+    assert data.splits.tolist() == ["test", "train"]
+    assert data.read(0).shape == (3, 3, 2)

@@ -198,7 +198,7 @@ def test_the_cache_is_used(small, glyph_cache, monkeypatch):
     assert np.array_equal(GlyphsDataset(instances=4, size=24)._images, small._images)
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "other"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "other", "flag"])
 def test_a_damaged_cache_is_made_again(small, glyph_cache, damage, monkeypatch):
     calls = []
 
@@ -209,7 +209,8 @@ def test_a_damaged_cache_is_made_again(small, glyph_cache, damage, monkeypatch):
     monkeypatch.setattr("deepmetric.data.glyph_drawing.draw", count)
     file = cached(glyph_cache)
     content = file.read_bytes()
-    middle = len(content) // 2
+    middle, directory = len(content) // 2, content.rindex(b"PK\1\2")
+    entry = content[directory : directory + 9]
     if damage == "other":
         np.savez(file, images=small._images[:-1])
     else:
@@ -217,6 +218,8 @@ def test_a_damaged_cache_is_made_again(small, glyph_cache, damage, monkeypatch):
             {
                 "cut": content[:middle],
                 "emptied": b"",
+                # "encrypted", in the archive's table of contents
+                "flag": content.replace(entry, entry[:-1] + bytes([entry[-1] | 1])),
                 "changed": content[:middle] + b"\0\1" * 9 + content[middle + 18 :],
             }[damage]
         )

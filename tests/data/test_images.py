@@ -229,6 +229,7 @@ BROKEN = {
     "text": b"<html>404</html>",
     "empty": b"",
     "float pixels": encoded(Image.fromarray(GREY.astype(np.float32)), "TIFF"),
+    "32-bit pixels": encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF"),
 }
 
 

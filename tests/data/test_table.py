@@ -238,6 +238,7 @@ def test_corners_come_together(root: Path):
             "path,label,split\nimages/0.png,0,train\nimages/0.png,0,test",
             r"row 2: images/0\.png is in row 1 already",
         ),
+        ("path,label,split,label\nimages/0.png,0,train,1", "has 2 columns named 'label'"),
         ("path,label,split", "has no rows"),
         ("", "cannot read the table"),
         ("path,label,split\nimages/0.png,0", "cannot read the table"),
@@ -251,6 +252,18 @@ def test_wrong_tables(root: Path, text, message):
 def test_no_table(tmp_path: Path):
     with pytest.raises(InputError, match="no table at"):
         TableDataset(tmp_path / "none.csv")
+
+
+def test_a_column_twice_in_parquet(root: Path):
+    columns = [pa.array([cell]) for cell in ("images/0.png", "a", "train", "b")]
+    parquet.write_table(pa.table(columns, names=["path", "label", "split", "label"]), root / "data.parquet")
+    with pytest.raises(InputError, match=r"data\.parquet has 2 columns named 'label'"):
+        TableDataset(root / "data.parquet")
+
+
+def test_a_table_of_another_kind(root: Path):
+    with pytest.raises(InputError, match=r"data\.tsv is no table: .* ends in \.csv, \.parquet, \.pq"):
+        TableDataset(table(root, PLAIN, "data.tsv"))
 
 
 def test_parquet_that_is_none(tmp_path: Path):

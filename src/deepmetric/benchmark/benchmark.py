@@ -29,8 +29,8 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
         tuned: the folder of `deepmetric tune`; its best values are taken for the systems that it has.
 
     Raises:
-        InputError: what a recipe or a data set of the plan has wrong, before anything is trained; a worker that ended
-            badly.
+        InputError: what a recipe or a data set of the plan has wrong, before anything is trained, also that it has
+            changed since cells were finished; a worker that ended badly.
     """
     recipes: Recipes = {
         (data.name, system.name): resolved(plan, data, system, tuned_recipe(tuned, data.name, system.name))
@@ -38,13 +38,18 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
         for system in plan.systems
     }
     cells = plan_cells(plan)
+    written = {
+        cell: of_cell(recipes[cell.data, cell.system], cell.fold, plan.folds, cell.seed) for cell in cells
+    }
     for cell in cells:
-        check_same(
-            cell.folder(out), of_cell(recipes[cell.data, cell.system], cell.fold, plan.folds, cell.seed)
-        )
+        check_same(cell.folder(out), written[cell])
     opened = OpenData()
     left = [(cell.data, recipes[cell.data, cell.system]) for cell in cells if not cell.finished(out)]
     opened.check(left, plan.folds, ("val", "test") if plan.folds > 1 else ("test",))
+    more = {name for name, _ in left}
+    done = {(cell.data, cell.fold): cell for cell in cells if cell.data in more and cell.finished(out)}
+    for cell in done.values():  # one of each fold: the systems share it
+        opened.refuse_changed(cell.folder(out), written[cell])
     out.mkdir(parents=True, exist_ok=True)
     with FileLock(out / "plan.lock"):
         write_text(out / "plan.json", json.dumps(_described(plan, recipes), indent=1))
@@ -53,9 +58,9 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
             with claim(cell.folder(out)) as mine:
                 if mine:  # failed in an earlier command: tried again
                     (cell.folder(out) / "error.txt").unlink(missing_ok=True)
-    done = sum(cell.finished(out) for cell in cells)
-    print(f"{len(cells)} cells, {done} of them finished: {out}", file=sys.stderr, flush=True)
-    if done < len(cells):
+    finished = sum(cell.finished(out) for cell in cells)
+    print(f"{len(cells)} cells, {finished} of them finished: {out}", file=sys.stderr, flush=True)
+    if finished < len(cells):
         in_processes(workers, work, out, cells, recipes, plan.folds, opened)
     return [cell for cell in cells if not cell.finished(out)]
 

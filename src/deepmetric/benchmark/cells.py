@@ -1,7 +1,7 @@
 """The cells of a benchmark's table: (data, system, seed, fold), each a run folder that one worker at a time owns.
 
 OUT/plan.json                        what is to be done, and how recipes differ from those shipped
-OUT/data/DATA.npz                    the test items: ids, labels, which are queries and which are gallery
+OUT/data/DATA.npz                    the test items: ids, labels, which are queries and gallery; what they are called
 OUT/cells/DATA/SYSTEM/seed0-fold1/   a run as `deepmetric train` leaves it, and
     test_embeddings.npy              float32 [N, d] of the test items
     result.json                      written last: the cell is finished

@@ -12,7 +12,11 @@ from deepmetric.benchmark.scores import METRICS, Scores
 from deepmetric.benchmark.statistics import bootstrap_p, corrected_paired_t, holm, t_interval
 from deepmetric.evaluation.bootstrap import bootstrap_means
 
-RESAMPLES = 10_000
+
+def resamples(systems: int) -> int:
+    """So many that each pair of ``systems`` may differ: p is 2 / (resamples + 1) or more, and Holm multiplies the
+    smallest by the number of pairs."""
+    return max(10_000, 50 * math.comb(systems, 2))
 
 
 @dataclass
@@ -60,8 +64,11 @@ def concatenated_rows(scores: Scores) -> list[Row]:
     rows = []
     for system, seeds in scores.concatenated.items():
         values = {metric: t_interval([one[metric] for one in seeds.values()]) for metric in METRICS}
-        low, high = np.quantile(means[system], [0.025, 0.975])
-        rows.append(Row(system, values, len(seeds), (float(low), float(high))))
+        classes = None  # one class alone cannot be resampled
+        if len(means[system]):
+            low, high = np.quantile(means[system], [0.025, 0.975])
+            classes = (float(low), float(high))
+        rows.append(Row(system, values, len(seeds), classes))
     return sorted(rows, key=_by_map)
 
 
@@ -96,7 +103,7 @@ def _class_means(scores: Scores) -> dict[str, np.ndarray]:
         system: np.mean([one.per_query["map@r"] for one in seeds.values()], axis=0)
         for system, seeds in scores.concatenated.items()
     }
-    means = bootstrap_means(columns, scores.query_classes, RESAMPLES)
+    means = bootstrap_means(columns, scores.query_classes, resamples(len(columns)))
     return dict(zip(columns, means.T))
 
 

@@ -15,7 +15,7 @@ from deepmetric.benchmark.plan import as_arguments
 from deepmetric.data import Dataset, FoldDataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation.evaluate import searched
-from deepmetric.training import Recipe
+from deepmetric.training import Recipe, Run
 from deepmetric.training.parse import parse_recipe
 
 KEEP_BYTES = 2 << 30  # of decoded images, for each data set and worker
@@ -30,9 +30,21 @@ class OpenData:
     def recipe(self, written: dict[str, Any], file: Path) -> Recipe:
         """The recipe of a cell's file, on data that is open already."""
         recipe, _ = parse_recipe(["--config", str(file)])
+        return replace(recipe, data=lambda: self._fold(written))
+
+    def refuse_changed(self, folder: Path, written: dict[str, Any]) -> None:
+        """See that the run in ``folder`` had the items that it would have now.
+
+        Raises:
+            InputError: other items, classes or splits.
+        """
+        if changed := Run(folder).changed_data(self._fold(written)):
+            raise InputError(f"{changed}. Put them back as they were, or name another --out.")
+
+    def _fold(self, written: dict[str, Any]) -> FoldDataset:
         fold = written["data"]["init_args"]
         data = self._data({**written, "data": fold["data"]})
-        return replace(recipe, data=lambda: FoldDataset(lambda: data, fold["fold"], fold["folds"]))
+        return FoldDataset(lambda: data, fold["fold"], fold["folds"])
 
     def check(
         self, wanted: Iterable[tuple[str, dict[str, Any]]], folds: int, measured: Sequence[str]
@@ -91,7 +103,7 @@ class Remembered(Dataset):
             is_gallery=data.is_gallery,
             categories=data.categories,
         )
-        self.skipped, self.ks = data.skipped, data.ks
+        self.skipped, self.ks, self.name = data.skipped, data.ks, data.name
         self._data = data
         self._kept: dict[int, Tensor] = {}
         self._left = [keep_bytes]  # in a list, because subsets and splits are copies of this and share it

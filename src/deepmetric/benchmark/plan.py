@@ -81,7 +81,7 @@ def read_plan(file: str | Path, roots: dict[str, str] | None = None) -> Plan:
         raise InputError(f"there is no benchmark file at {path}.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no YAML: {error}") from error
     known = ("data", "systems", "folds", "seeds", "settings", "description", "tune")
     _check_keys(content, known, str(path), needed=("data", "systems"))

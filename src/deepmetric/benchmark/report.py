@@ -89,10 +89,12 @@ def _of_data(results: Results, name: str, page: Path) -> str:
     for suffix in (".png", ".svg"):
         figure.draw(page.with_name(f"{page.stem}-{name}{suffix}"), name, separated, concatenated)
     assert scores.test is not None
+    called = scores.test.name  # a partial copy of a benchmark is called so
     classes = len(set(scores.query_classes.tolist()))
     parts = [
         f"## {name}",
-        f"{len(scores.test):,} test items, {classes:,} test classes. {findings(separated, single_pairs, concatenated)}",
+        f"{f'{called}: ' if called else ''}{len(scores.test):,} test items, {classes:,} test classes. "
+        f"{findings(separated, single_pairs, concatenated)}",
         f"![MAP@R by system on {name}]({page.stem}-{name}.svg)",
         f"### {name}: each model alone",
         f"Percent; mean over models ± half of the 95% t interval over them.\n\n"
@@ -140,6 +142,7 @@ def _change(key: str, before: Any, after: Any) -> str:
 
 def _how_to_read(plan: dict[str, Any]) -> str:
     folds, seeds = plan["folds"], len(plan["seeds"])
+    drawn = compare.resamples(len(plan["systems"]))
     if folds * seeds < FEWEST:
         return f"""## How to read the intervals
 
@@ -169,7 +172,7 @@ models say nothing of single pairs of systems, so none are tested."""
   and batches where the model is the same) by a t-test with the variance corrected for the folds' shared classes
   (Nadeau and Bengio 2003), p adjusted by Holm over all pairs of the table. The correction is a rule of thumb, made for
   scores on the folds themselves; it errs towards finding no difference.
-- *Tests, side by side*: MAP@R on the same resampled test classes ({compare.RESAMPLES:,} resamples, seeds averaged), p
+- *Tests, side by side*: MAP@R on the same resampled test classes ({drawn:,} resamples, seeds averaged), p
   adjusted by Holm. It knows nothing of the chance in training: a difference that it finds is one between these models.
 - A difference that is not found is not shown to be none. {where}
 - Side by side is an ensemble of {folds} models: compare it with ensembles alone."""
@@ -184,15 +187,11 @@ def _records(results: Results) -> dict[str, str]:
         scores += tables.score_records(name, "concatenated", concatenated)
         pairs += tables.pair_records(name, "separated", compare.separated_pairs(one, results.plan["folds"]))
         pairs += tables.pair_records(name, "concatenated", compare.concatenated_pairs(one))
-        latex.append(
-            tables.latex(
-                separated, f"{name}, each model alone, percent, mean and 95% t interval over models."
-            )
-        )
+        called = (one.test and one.test.name) or name
+        caption = f"{called}, each model alone, percent, mean and 95% t interval over models."
+        latex.append(tables.latex(separated, caption))
         if concatenated:
-            caption = (
-                f"{name}, embeddings of all folds concatenated, percent, mean and 95% t interval over seeds."
-            )
+            caption = f"{called}, embeddings of all folds concatenated, percent, mean and 95% t interval over seeds."
             latex.append(tables.latex(concatenated, caption))
     changed = [
         {"data": data, "system": system, "key": key, "shipped": str(before), "here": str(after)}

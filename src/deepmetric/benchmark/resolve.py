@@ -51,10 +51,11 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
     """What ``after`` has otherwise than ``before``, of all that acts on a run.
 
     Where files lie on this machine does not count, nor do a paper's figures, which may be corrected while a run is on.
+    A file of another name, or none before, is another setting: weights that are read are not those of a random start.
     """
     old, new = flat(before), flat(after)
     found = [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
-    return [change for change in found if not _is_path(change[2]) and not _is_quoted(change[0])]
+    return [change for change in found if not _is_moved(*change) and not _is_quoted(change[0])]
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -82,5 +83,8 @@ def _is_quoted(key: str) -> bool:
     return key.rpartition(".")[2] == "published"
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and "/" in value and Path(value).exists()
+def _is_moved(key: str, before: Any, after: Any) -> bool:
+    if not (isinstance(after, str) and "/" in after and Path(after).exists()):
+        return False
+    # Data may be renamed too: they are told by their items.
+    return "data" in key.split(".") or (isinstance(before, str) and Path(before).name == Path(after).name)

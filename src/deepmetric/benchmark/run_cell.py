@@ -117,12 +117,13 @@ def keep_test_items(test: Dataset, name: str, out: Path) -> str:
     file = out / "data" / f"{name}.npz"
     digest = sha256("\n".join([*test.ids, *map(str, test.labels.tolist())]).encode("utf8", "surrogateescape"))
     digest = digest.hexdigest()[:16]
+    sides = {"is_query": test.is_query, "is_gallery": test.is_gallery}
     arrays = {
         "ids": np.array(test.ids),
         "labels": test.labels,
-        "is_query": test.is_query,
-        "is_gallery": test.is_gallery,
+        **sides,
         "digest": np.array(digest),
+        "name": np.array(test.name or ""),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     # Two workers may end their first cells at the same time.
@@ -130,7 +131,8 @@ def keep_test_items(test: Dataset, name: str, out: Path) -> str:
         if not file.is_file():
             write_arrays(file, arrays)
     with np.load(file) as kept:
-        if str(kept["digest"]) != digest:
+        same = str(kept["digest"]) == digest
+        if not same or not all(np.array_equal(kept[side], mask) for side, mask in sides.items()):
             raise InputError(
                 f"the test items of {name} are others than when this benchmark began ({file}). Use the same data, "
                 "or another --out."

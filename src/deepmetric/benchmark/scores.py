@@ -120,7 +120,7 @@ def side_by_side(parts: list[np.ndarray]) -> np.ndarray:
 def _test_items(file: Path) -> Dataset:
     with np.load(file) as kept:
         labels = kept["labels"]
-        return Dataset(
+        data = Dataset(
             kept["ids"].tolist(),
             labels,
             [str(label) for label in range(int(labels.max()) + 1)],
@@ -128,3 +128,5 @@ def _test_items(file: Path) -> Dataset:
             is_query=kept["is_query"],
             is_gallery=kept["is_gallery"],
         )
+        data.name = (str(kept["name"]) if "name" in kept else "") or None
+        return data

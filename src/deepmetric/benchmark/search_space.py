@@ -82,6 +82,8 @@ def as_recipe(chosen: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
     >>> whole = {"loss": {"class_path": "L", "init_args": {"margin": 0.1, "scale": 1}}}
     >>> as_recipe({"loss.margin": 0.2}, whole)
     {'loss': {'init_args': {'margin': 0.2}}}
+    >>> as_recipe({"loss.margin": 0.2, "loss": "M"}, whole)
+    {'loss': {'init_args': {'margin': 0.2}, 'class_path': 'M'}}
     """
     tree: dict[str, Any] = {}
     for key, value in chosen.items():
@@ -91,5 +93,8 @@ def as_recipe(chosen: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
             at, node = at.setdefault(word, {}), node[word]
             if isinstance(node, dict) and "class_path" in node:
                 at, node = at.setdefault("init_args", {}), node["init_args"]
-        at[last] = value
+        if isinstance(node.get(last), dict) and "class_path" in node[last]:
+            at.setdefault(last, {})["class_path"] = value  # its arguments may be chosen too
+        else:
+            at[last] = value
     return tree

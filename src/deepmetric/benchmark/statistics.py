@@ -51,7 +51,9 @@ def corrected_paired_t(differences: Sequence[float], folds: int) -> float:
 
 
 def bootstrap_p(differences: np.ndarray) -> float:
-    """Two-sided p of "no difference" from bootstrapped differences ``[B]``; at least 2 / (B + 1)."""
+    """Two-sided p of "no difference" from bootstrapped differences ``[B]``; at least 2 / (B + 1), NaN for B = 0."""
+    if not len(differences):
+        return math.nan
     below, above = int((differences <= 0).sum()), int((differences >= 0).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
 

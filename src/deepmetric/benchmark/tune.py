@@ -72,7 +72,7 @@ def tune(
     Raises:
         InputError: one fold, which has no validation classes; no system has a search, a key that the recipe does not
             take, a range that is none, a data set that cannot be opened or has too few classes, a study begun with
-            other settings, Optuna missing.
+            other settings or other items, Optuna missing.
     """
     try:
         import optuna  # noqa: F401
@@ -99,8 +99,12 @@ def tune(
     settings = [_settings(job) for job in jobs]
     opened = OpenData()
     # Before a study is written: one begun with wrong folds would refuse the right ones.
-    left = [(job.data.name, now["recipe"]) for job, now in zip(jobs, settings) if not _is_done(job)]
-    opened.check(left, plan.folds, ("val",))
+    left = [(job, now["recipe"]) for job, now in zip(jobs, settings) if not _is_done(job)]
+    opened.check([(job.data.name, recipe) for job, recipe in left], plan.folds, ("val",))
+    for job, recipe in left:
+        opened.refuse_changed(
+            _trial_folder(job, 0) / "fold-0", of_cell(recipe, 0, plan.folds, plan.tune.seed)
+        )
     for job, now in zip(jobs, settings):
         _begin(job, now)
     in_processes(workers, _work, jobs, opened)

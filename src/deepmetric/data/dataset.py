@@ -93,11 +93,9 @@ class Dataset(torch.utils.data.Dataset[Item]):
     def subset(self, indices: Sequence[int] | np.ndarray) -> Dataset:
         """The items at ``indices`` (positions, or a bool mask [N]), in that order, with the same ``classes``."""
         chosen = np.asarray(indices)
-        if chosen.dtype == bool:
-            chosen = np.flatnonzero(chosen)
-        chosen = np.arange(len(self))[
-            chosen.astype(np.int64)
-        ]  # negative positions resolved, wrong ones refused
+        if chosen.dtype != bool:
+            chosen = chosen.astype(np.int64)
+        chosen = np.arange(len(self))[chosen]  # negative positions resolved, wrong ones refused
         view = copy(self)
         view.ids = [self.ids[i] for i in chosen]
         for name in ("labels", "splits", "is_query", "is_gallery", "_rows"):

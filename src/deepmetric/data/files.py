@@ -20,12 +20,21 @@ class Listing(NamedTuple):
 
 
 def _hidden(part: str) -> bool:
-    return part.startswith(".") or part == "__MACOSX"
+    # "." alone: some programs pack a folder as ./class/image
+    return (part.startswith(".") and part != ".") or part == "__MACOSX"
 
 
 def is_image(name: str) -> bool:
     """Whether the name's extension is an image's."""
     return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _can_be_listed(folder: str) -> bool:
+    try:
+        os.scandir(folder).close()
+    except PermissionError:  # a disk's lost+found is closed to all but root
+        return False
+    return True
 
 
 class FolderFiles:
@@ -64,8 +73,12 @@ class FolderFiles:
             raise InputError(f"cannot list the folder {self.root / folder}: {error.strerror}") from error
 
     def tops(self) -> list[str]:
-        """The folders directly under the root, sorted."""
-        return sorted(entry.name for entry in self._entries("") if entry.is_dir() and not _hidden(entry.name))
+        """The folders directly under the root that can be listed, sorted."""
+        return sorted(
+            entry.name
+            for entry in self._entries("")
+            if entry.is_dir() and not _hidden(entry.name) and _can_be_listed(entry.path)
+        )
 
     def present(self, names: Sequence[str]) -> list[bool]:
         """Whether each name is there. Folders are listed, each once; no file is looked at by itself."""
@@ -74,8 +87,8 @@ class FolderFiles:
         for name in names:
             folder, _, file = name.rpartition("/")
             if folder not in there:
-                path = self.root / folder
-                there[folder] = set(os.listdir(path)) if path.is_dir() else set()
+                is_there = os.path.isdir(self.root / folder)
+                there[folder] = {entry.name for entry in self._entries(folder)} if is_there else set()
             found.append(file in there[folder])
         return found
 

@@ -63,7 +63,7 @@ class FoldDataset(Dataset):
             is_gallery=source.is_gallery,
             categories=source.categories,
         )
-        self.skipped, self.ks = source.skipped, source.ks
+        self.skipped, self.ks, self.name = source.skipped, source.ks, source.name
         self._source = source
 
     def load(self, row: int) -> Tensor:

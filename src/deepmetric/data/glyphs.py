@@ -90,6 +90,6 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     try:
         with np.load(path) as stored:
             images = stored["images"]
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, BadZipFile):
         return None
     return images if images.shape == shape and images.dtype == np.uint8 else None

@@ -55,7 +55,7 @@ def decode(source: bytes | str | Path, path: str = "") -> Tensor:
         path: what to call the bytes in an error message.
 
     Raises:
-        UnreadableImage: missing, truncated, no image at all, or of a kind with no fixed range (32-bit, float).
+        UnreadableImage: missing, truncated, no image at all, or of a kind with no fixed range (32-bit, signed, float).
     """
     if not isinstance(source, bytes):
         path = path or str(source)
@@ -98,7 +98,7 @@ def _any_format(source: bytes) -> Tensor:
         file.load()
         image = _upright(file)
     if image.mode.startswith(("I", "F")):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, file.format)
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")
         paper = Image.new("RGBA", image.size, "white")
@@ -114,11 +114,12 @@ def _upright(file: Image.Image) -> Image.Image:
         return file.copy()
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image)
-    if image.mode.startswith("F") or values.min() < 0 or values.max() > 65535:
+def _to_8_bits(image: Image.Image, format: str | None) -> Image.Image:
+    # PIL's mode I is 32 bits, but what it makes of a PNG's or a PGM's 16.
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and format in ("PNG", "PPM"))):
         raise ValueError(
-            f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 bits a channel"
+            f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 unsigned bits a channel"
         )
+    values = np.asarray(image)
     # 65535 / 255 = 257; PIL's own conversion would clip everything above 255 to white.
     return Image.fromarray(((values.astype(np.int64) + 128) // 257).astype(np.uint8))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deepmetric.data.dataset import Dataset
 from deepmetric.data.images import LEAVE_OUT, decode
+from deepmetric.data.open import TABLES
 from deepmetric.data.splits import SPELLINGS, ClassSplit, item_splits, natural_key
 from deepmetric.data.unreadable import leave_out_unreadable
 from deepmetric.errors import InputError, did_you_mean
@@ -111,6 +112,8 @@ def _read(table: Path) -> dict[str, list[str | None]]:
 
     if not table.is_file():
         raise InputError(f"no table at {table}")
+    if table.suffix.lower() not in TABLES:
+        raise InputError(f"{table} is no table: expected a name that ends in {', '.join(TABLES)}")
     try:
         read = _read_csv(table) if table.suffix.lower() == ".csv" else _read_parquet(table)
     except (pa.ArrowException, OSError) as error:
@@ -118,6 +121,11 @@ def _read(table: Path) -> dict[str, list[str | None]]:
     if not read.num_rows:
         raise InputError(f"the table {table} has no rows")
     there = read.column_names
+    for name in COLUMNS:
+        if there.count(name) > 1:
+            raise InputError(
+                f"{table} has {there.count(name)} columns named {name!r}. Rename or remove all but one"
+            )
     for name in REQUIRED:
         if name not in there:
             raise InputError(

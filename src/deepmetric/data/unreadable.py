@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 from tqdm import tqdm
@@ -11,6 +12,8 @@ from tqdm import tqdm
 from deepmetric.data.dataset import Dataset
 from deepmetric.data.images import UnreadableImage
 from deepmetric.errors import InputError
+
+PART = 4096
 
 
 def leave_out_unreadable(dataset: Dataset) -> None:
@@ -27,9 +30,10 @@ def leave_out_unreadable(dataset: Dataset) -> None:
             return f"{error.path}: {error.reason}"
         return None
 
-    # Decoders release the interpreter's lock.
+    # Decoders release the interpreter's lock. A part at a time: the pool's record of an item takes 2 kB.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        checked = pool.map(reason, range(len(dataset)))
+        parts = (range(start, min(start + PART, len(dataset))) for start in range(0, len(dataset), PART))
+        checked = chain.from_iterable(pool.map(reason, part) for part in parts)
         reasons = list(tqdm(checked, "checking images", len(dataset), leave=False, disable=None))
     skipped = [text for text in reasons if text is not None]
     if not skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def broken(cub: Path, tmp_path: Path) -> Path:
     write_lists(tmp_path)
     (tmp_path / "images").symlink_to(cub / "CUB_200_2011/images")
     return tmp_path
+
+
+def test_a_closed_folder_beside_the_benchmark(cub: Path, tmp_path: Path, monkeypatch):
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "the_birds").symlink_to(cub / "CUB_200_2011")
+
+    def closed(function):
+        def listing(path):
+            if Path(path).name == "lost+found":
+                raise PermissionError(13, "Permission denied")
+            return function(path)
+
+        return listing
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, closed(getattr(os, name)))
+    assert CUB200(tmp_path).name == "CUB-200-2011"
 
 
 def test_whole(cub: Path):

@@ -11,15 +11,18 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 
 from deepmetric.cli import main
 from deepmetric.data import CUB200
+from deepmetric.data.benchmarks import base
 from deepmetric.data.benchmarks.download import TRIES, Archive, download
 from deepmetric.errors import InputError
 
@@ -161,7 +164,9 @@ def test_what_the_server_refuses(server: Server, tmp_path: Path):
     assert download(server.archive(), tmp_path).read_bytes() == CONTENT
 
 
-def test_a_benchmark_is_fetched_and_unpacked(server: Server, tmp_path: Path, monkeypatch, capsys):
+@pytest.fixture
+def birds(server: Server, monkeypatch) -> Server:
+    """The server has a CUB of one image."""
     files = {
         "images.txt": "1 001.A/a.jpg\n",
         "classes.txt": "1 001.A\n",
@@ -177,6 +182,11 @@ def test_a_benchmark_is_fetched_and_unpacked(server: Server, tmp_path: Path, mon
     server.content = packed.getvalue()
     archive = server.archive("CUB_200_2011.tgz", hashlib.md5(packed.getvalue()).hexdigest())
     monkeypatch.setattr(CUB200, "archives", (archive,))
+    return server
+
+
+def test_a_benchmark_is_fetched_and_unpacked(birds: Server, tmp_path: Path, monkeypatch, capsys):
+    server = birds
     assert main(["data", "download", "cub", str(tmp_path / "birds")]) == 2
     assert "train: 1 of 5,864 images" in capsys.readouterr().err
     assert CUB200(tmp_path / "birds", partial=True).ids == ["001.A/a.jpg"]
@@ -187,6 +197,35 @@ def test_a_benchmark_is_fetched_and_unpacked(server: Server, tmp_path: Path, mon
     assert len(server.asked) == before
     with pytest.raises(InputError, match="name a folder to download"):
         CUB200(tmp_path / "birds.zip", download=True)
+
+
+def test_processes_that_open_together_fetch_once(birds: Server, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(CUB200, "published", {"train": {"images": 1, "classes": 1}})
+    barrier, fetch = Barrier(3), base.download_and_unpack
+
+    def slow(*arguments) -> None:
+        time.sleep(0.2)  # all are past their first look
+        fetch(*arguments)
+
+    monkeypatch.setattr(base, "download_and_unpack", slow)
+
+    def open_it(_: int) -> list[str]:
+        barrier.wait()
+        return CUB200(tmp_path / "birds", download=True).ids
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(open_it, range(3))) == [["001.A/a.jpg"]] * 3
+    assert birds.asked == [""]
+
+
+def test_a_list_that_was_half_unpacked_is_unpacked_again(birds: Server, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(CUB200, "published", {"train": {"images": 1, "classes": 1}})
+    CUB200(tmp_path, download=True)
+    (tmp_path / "CUB_200_2011/images.txt").write_text("1")
+    with pytest.raises(InputError, match="expected 2 fields"):
+        CUB200(tmp_path)
+    assert CUB200(tmp_path, download=True).ids == ["001.A/a.jpg"]
+    assert birds.asked == [""]
 
 
 def test_what_nobody_may_fetch(tmp_path: Path, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+from filelock import FileLock
 from torch import Tensor
 
 from deepmetric.data.benchmarks.check import Check, Figures, Listed, NotTheBenchmark, compare
@@ -139,10 +140,17 @@ class Benchmark(Dataset):
             raise InputError(f"{self.title} cannot be downloaded by a program. {self.source}")
         if root.suffix.lower() == ".zip":
             raise InputError(f"{root}: name a folder to download {self.title} to")
+        if self._is_whole(root):
+            return
+        root.mkdir(parents=True, exist_ok=True)
+        # Processes that train together open the data together: one fetches them.
+        with FileLock(root / ".download.lock"):
+            if not self._is_whole(root):
+                for archive in self.archives:
+                    download_and_unpack(archive, root)
+
+    def _is_whole(self, root: Path) -> bool:
         try:
-            whole = root.is_dir() and not self._examine(root)[-1].problems
-        except NotTheBenchmark:
-            whole = False
-        if not whole:
-            for archive in self.archives:
-                download_and_unpack(archive, root)
+            return not self._examine(root)[-1].problems
+        except InputError:  # nothing there, or a list that a killed process half unpacked
+            return False
