@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepmetric.errors import InputError
-from deepmetric.losses import CrossBatchMemory, MarginLoss, distance_weighted_sampling, set_classes
+from deepmetric.losses import CrossBatchMemory, MarginLoss, distance_weighted_sampling, margin, set_classes
 
 
 def by_loops(x, labels, refs, ref_labels, own, loss, beta):
@@ -200,3 +200,11 @@ def test_boundaries_of_classes_may_be_told_later(random_batch):
     assert shared.beta.ndim == 0
     with pytest.raises(InputError, match="needs `learn_beta`"):
         MarginLoss(per_class=True)
+
+
+def test_a_negative_label_is_no_class_where_labels_are_not_read(random_batch, monkeypatch):
+    """As on a GPU, where indexing has to fail."""
+    monkeypatch.setattr(margin, "check_class_labels", lambda *_: None)
+    rows, labels = random_batch(1)
+    with pytest.raises(IndexError):
+        MarginLoss(num_classes=4)(rows, -1 - labels)

@@ -217,7 +217,7 @@ class MarginLoss(PairLoss):
         if not beta.ndim:
             return beta.expand(labels.shape)
         check_class_labels("MarginLoss", labels, len(beta))
-        return beta[labels.long()]
+        return beta.index_select(0, labels.long())  # which takes no negative label for one of the last
 
     def extra_repr(self) -> str:
         beta = self.beta
