@@ -115,15 +115,34 @@ def test_classes_that_were_trained_on_are_reported(run_folder: Path, capsys) -> 
     assert "WARNING: 18 of these 18 classes were trained on: class_00, class_01" in capsys.readouterr().out
 
 
-def test_data_that_have_changed_since_the_training_are_reported(
-    run_folder: Path, image_folder: Path, tmp_path: Path, capsys
-) -> None:
-    """Without some classes the others are dealt anew, and trained ones come to be tested."""
+@pytest.fixture
+def copied(run_folder: Path, image_folder: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the run, on a copy of its images."""
     images, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(image_folder, images)
     shutil.copytree(run_folder, run)
     recipe = (run / "recipe.yaml").read_text()
     (run / "recipe.yaml").write_text(recipe.replace(str(image_folder), str(images)))
+    return run, images
+
+
+def test_files_of_the_run_that_cannot_be_read_any_more(copied: tuple[Path, Path], capsys) -> None:
+    run, images = copied
+    broken = sorted(sorted(images.iterdir())[-1].iterdir())[0]
+    broken.write_bytes(b"no image")
+    arguments = ["evaluate", str(run), "--bootstrap", "0"]
+    assert main(arguments) == 2
+    assert "--skip_unreadable" in capsys.readouterr().err
+    assert main([*arguments, "--skip_unreadable"]) == 0  # as the error advises
+    told = capsys.readouterr()
+    assert "63 queries" in told.out
+    assert "WARNING" not in told.out
+    assert f"skipped {broken}" in told.err
+
+
+def test_data_that_have_changed_since_the_training_are_reported(copied: tuple[Path, Path], capsys) -> None:
+    """Without some classes the others are dealt anew, and trained ones come to be tested."""
+    run, images = copied
     arguments = ["evaluate", str(run), "--bootstrap", "0"]
     assert main(arguments) == 0
     assert "WARNING" not in capsys.readouterr().out

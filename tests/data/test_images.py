@@ -241,7 +241,7 @@ def test_broken_files_name_path_and_cure(tmp_path: Path, source):
         decode(path)
     assert isinstance(caught.value, InputError)
     assert str(path) in str(caught.value)
-    assert "--skip_unreadable (embed, index, evaluate --data)" in str(caught.value)
+    assert "--skip_unreadable (embed, index, evaluate)" in str(caught.value)
     assert "data.skip_unreadable: true in a recipe" in str(caught.value)
     assert caught.value.path == str(path)
     assert caught.value.reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import copy
 from typing import TYPE_CHECKING
 
 from deepmetric.errors import InputError
@@ -21,7 +22,7 @@ def add_embedding_options(parser: ArgumentParser) -> None:
         "--skip_unreadable",
         "--skip-unreadable",
         action="store_true",
-        help="leave out files of DATA that cannot be read, and name them",
+        help="leave out files that cannot be read, and name them",
     )
     parser.add_argument(
         "--batch_size", "--batch-size", type=int, default=64, metavar="N", help="images at a time"
@@ -50,9 +51,23 @@ def open_items(source: str, split: str, skip_unreadable: bool) -> Dataset:
             dataset = open_dataset(source, split=ClassSplit(val=0, test=0), **options)
         except InputError:
             raise error from None
+    _name_skipped(dataset)
+    return one_split(dataset, split)
+
+
+def without_unreadable(dataset: Dataset) -> Dataset:
+    """The items that can be read; the others are named."""
+    from deepmetric.data.unreadable import leave_out_unreadable
+
+    rest = copy(dataset)
+    leave_out_unreadable(rest)
+    _name_skipped(rest)
+    return rest
+
+
+def _name_skipped(dataset: Dataset) -> None:
     for line in dataset.skipped:
         print(f"skipped {line}", file=sys.stderr)
-    return one_split(dataset, split)
 
 
 def one_split(dataset: Dataset, split: str) -> Dataset:

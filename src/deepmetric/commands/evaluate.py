@@ -14,6 +14,7 @@ from deepmetric.commands.common import (
     add_embedding_options,
     one_split,
     open_items,
+    without_unreadable,
 )
 from deepmetric.commands.published import published_table
 from deepmetric.device import best_device
@@ -185,7 +186,8 @@ def _items(args: Namespace, own: Dataset | None) -> Dataset:
             raise InputError(
                 f"{args.run} is a model and not a run, so it has no data of its own: give --data."
             )
-        return one_split(own, args.split)
+        items = one_split(own, args.split)
+        return without_unreadable(items) if args.skip_unreadable else items
     items = open_items(args.data, "all", args.skip_unreadable)
     if own is not None and items.ids == own.ids:
         # The run may have dealt classes to splits otherwise than is the default: never test what it trained

@@ -20,7 +20,7 @@ EXTENSIONS = frozenset(
 
 
 # How a data set is made without the files that cannot be read, for error messages.
-LEAVE_OUT = "--skip_unreadable (embed, index, evaluate --data), data.skip_unreadable: true in a recipe"
+LEAVE_OUT = "--skip_unreadable (embed, index, evaluate), data.skip_unreadable: true in a recipe"
 
 
 class UnreadableImage(InputError):
