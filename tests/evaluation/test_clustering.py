@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deepmetric.errors import InputError
 from deepmetric.evaluation import cluster, retrieval_metrics
 
 
@@ -45,3 +46,24 @@ def test_as_many_clusters_as_items(capfd: pytest.CaptureFixture[str]) -> None:
     scores = retrieval_metrics(x, np.arange(5), x, np.arange(5), clustering=True)
     assert scores["nmi"] == pytest.approx(1)
     assert capfd.readouterr() == ("", "")  # no warning of k-means about few points
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-14, 1e20, 1e30])
+def test_scale_does_not_matter(scale: float, similarity: str) -> None:
+    x, labels = blobs(0.5)
+    want = retrieval_metrics(x, labels, similarity=similarity, clustering=True)["nmi"]
+    for rows in (x, x.astype(np.float32)):
+        scaled = retrieval_metrics(
+            rows * rows.dtype.type(scale), labels, similarity=similarity, clustering=True
+        )
+        assert scaled["nmi"] == pytest.approx(want, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("x", "k", "said"),
+    [(np.full((4, 2), np.nan), 2, "NaN"), (np.eye(4), 5, "1 to 4"), (np.eye(4), 0, "1 to 4")],
+)
+def test_what_has_no_clusters(x: np.ndarray, k: int, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        cluster(x, k)

@@ -9,7 +9,7 @@ from torch import nn
 
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
-from deepmetric.evaluation import embed_dataset, evaluate_model, retrieval_metrics
+from deepmetric.evaluation import embed_dataset, evaluate_embeddings, evaluate_model, retrieval_metrics
 
 
 class Images(Dataset):
@@ -156,3 +156,22 @@ def test_model_preprocessing_is_used() -> None:
     plain = embed_dataset(model, data.with_transform(None))
     model.preprocessing = Preprocessing()  # pyright: ignore[reportAttributeAccessIssue]
     np.testing.assert_allclose(embed_dataset(model, data), plain[:, ::-1], rtol=1e-4)
+
+
+def test_a_layer_called_embed_is_not_the_way_to_embed() -> None:
+    class Layers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Linear(3, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.embed(images.float().mean(dim=(2, 3)))
+
+    assert embed_dataset(Layers(), Images()).shape == (90, 2)
+
+
+def test_embeddings_of_another_number() -> None:
+    query = np.arange(90) % 3 == 0
+    for data in (Images(), Images(is_query=query, is_gallery=~query)):
+        with pytest.raises(InputError, match="80 embeddings of 90 items"):
+            evaluate_embeddings(colours(data)[:80], data)

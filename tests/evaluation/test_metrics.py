@@ -226,6 +226,8 @@ X, Y = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
         ((X, Y), {"ids": ["a"]}, r"`ids` .* expected 4, got 1"),
         ((X, Y, X, Y), {"self_index": [0, 1, 2, 4]}, r"between -1 and 3"),
         ((X, Y, X, Y), {"self_index": [0, 1]}, r"must be 4 whole numbers"),
+        ((X, Y, X, Y), {"self_index": np.ones(4, dtype=bool)}, r"must be 4 whole numbers, got torch.bool"),
+        ((X.astype(str), Y), {}, r"`query` must hold real numbers, got <U"),
     ],
 )
 def test_wrong_input(arguments, options, message) -> None:
@@ -250,3 +252,11 @@ def test_float64_stays_float64() -> None:
     assert retrieval_metrics(x, labels).per_query["precision@1"][0] == 0
     labels = [0, 1, 0, 1]
     assert retrieval_metrics(x, labels, similarity="euclidean").per_query["precision@1"][0] == 1
+
+
+@pytest.mark.parametrize("how", [np.flipud, lambda x: x.astype(">f4"), lambda x: x.astype(np.longdouble)])
+def test_arrays_that_torch_does_not_take(how) -> None:
+    x, labels = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32), np.arange(20) // 2
+    x.setflags(write=False)
+    want = retrieval_metrics(np.array(how(x), dtype=np.float32), labels)
+    assert retrieval_metrics(how(x), labels) == pytest.approx(want)

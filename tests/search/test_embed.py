@@ -129,3 +129,28 @@ def test_wrong_input(data, small_model, tmp_path: Path) -> None:
     (tmp_path / "e.parts" / "shard-000000.parquet").write_bytes(b"")
     with pytest.raises(InputError, match=r"no manifest.json"):
         embed_to_file(small_model, data, tmp_path / "e")
+
+
+def test_a_relative_name_with_a_colon(data, small_model, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run:3").mkdir()
+    embed_to_file(small_model, data, "run:3/e.parquet", shard_size=20)
+    assert read_embeddings(Path("run:3/e.parquet")).ids == data.ids
+
+
+def test_a_diverged_model_writes_nothing(data, small_model, tmp_path: Path) -> None:
+    with torch.no_grad():
+        next(small_model.parameters()).fill_(torch.nan)
+    with pytest.raises(InputError, match=f"NaN .*item '{data.ids[0]}'"):
+        embed_to_file(small_model, data, tmp_path / "e.parquet")
+    assert not (tmp_path / "e.parquet").exists()
+
+
+def test_names_that_are_not_utf8_are_told_before_the_work(
+    data, small_model, tmp_path: Path, monkeypatch
+) -> None:
+    sizes = stop_after(99, monkeypatch)
+    data.ids[-1] = "caf\udce9.png"
+    with pytest.raises(InputError, match=r"'caf\\udce9.png' is not valid UTF-8"):
+        embed_to_file(small_model, data, tmp_path / "e.parquet", shard_size=10)
+    assert not sizes

@@ -139,6 +139,25 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["photo.jpg"]
 
 
+@pytest.mark.parametrize(
+    "name", ["photo-0a1b2c3d4e5f.jpg", "run-0a1b2c3d4e5f", "model-202401011200", "items-0a1b2c3d4e5f.csv"]
+)
+def test_files_named_much_like_ours_are_left_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "weights").write_bytes(b"precious")
+    with pytest.raises(InputError, match=f"holds other things .{name}"):
+        Index.build(np.eye(2), names(2), range(2)).save(tmp_path)
+    assert (tmp_path / name / "weights").exists()
+
+
+@pytest.mark.parametrize("text", ['{"name": "a web page"}', "[]", "no JSON"])
+def test_a_manifest_of_another_program_is_left_alone(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"holds other things \(manifest.json\)"):
+        Index.build(np.eye(2), names(2), range(2)).save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
 def test_missing_and_damaged(tmp_path: Path) -> None:
     Index.build(np.eye(2), names(2), range(2)).save(tmp_path / "birds")
     with pytest.raises(InputError, match=r"no such folder. Did you mean 'birds'"):
@@ -160,6 +179,9 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
     manifest = tmp_path / "birds" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
     with pytest.raises(InputError, match=r"format 2"):
+        Index.load(tmp_path / "birds")
+    manifest.write_text('{"format": 1}')
+    with pytest.raises(InputError, match=r"is not the manifest of an index: 'files'"):
         Index.load(tmp_path / "birds")
     manifest.write_text("{")
     with pytest.raises(InputError, match=r"is not the manifest"):
@@ -200,3 +222,22 @@ def test_torch_tensors(clustered) -> None:
     np.testing.assert_array_equal(
         index.search(torch.tensor(x[:5]), 3).indices, index.search(x[:5], 3).indices
     )
+    queries = torch.tensor(x[:5], requires_grad=True)
+    for some in (queries, queries.bfloat16()):
+        assert (index.search(some, np.int64(3)).indices[:, 0] == np.arange(5)).all()
+
+
+def test_a_relative_folder(small_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a colon, which is no URI; and the model is opened later, from elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    Index.build(np.eye(8), names(8), range(8), small_model).save("run:3/index")
+    index = Index.load("run:3/index")
+    monkeypatch.chdir("/")
+    assert index.search_images(np.zeros((20, 20, 3), np.uint8)).ids.shape == (1, 8)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    for ids, labels in ((["caf\udce9.png"], [0]), (["a"], ["caf\udce9"])):
+        with pytest.raises(InputError, match=r"'caf\\udce9.*' is not valid UTF-8"):
+            Index.build(np.ones((1, 2)), ids, labels).save(tmp_path / "index")
+    assert not (tmp_path / "index").exists()

@@ -8,16 +8,30 @@ k-means starts at random, so either moves by about half a point between seeds; r
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+
+from deepmetric.errors import InputError
+from deepmetric.evaluation.inputs import as_embeddings
 
 ITERATIONS = 20  # what nearly every published system uses, and FAISS's former default
 
 
-def cluster(embeddings: np.ndarray, k: int, seed: int = 0) -> np.ndarray:
-    """Euclidean k-means by FAISS, 20 iterations over all points: ``[N, d]`` -> int64 ``[N]``."""
+def cluster(embeddings: Any, k: int, seed: int = 0) -> np.ndarray:
+    """Euclidean k-means by FAISS, 20 iterations over all points: ``[N, d]`` -> int64 ``[N]``.
+
+    Raises:
+        InputError: NaN or infinite embeddings, no rows, ``k`` below 1 or beyond their number.
+    """
     import faiss
 
-    x = np.ascontiguousarray(embeddings, dtype=np.float32)
+    x = as_embeddings(embeddings, "embeddings").cpu().numpy()
+    if not 1 <= k <= len(x):
+        raise InputError(f"{k} clusters were asked for; expected 1 to {len(x)}, the number of embeddings.")
+    # By a power of two, which rounds nothing: FAISS squares in float32, and where that overflows ends the process.
+    x = np.ldexp(x, -np.frexp(np.abs(x).max())[1])
+    x = np.ascontiguousarray(x, dtype=np.float32)
     kmeans = faiss.Kmeans(
         x.shape[1],
         k,

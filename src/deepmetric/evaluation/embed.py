@@ -12,6 +12,7 @@ from torch import nn
 
 from deepmetric.data import Dataset, make_loader
 from deepmetric.errors import InputError
+from deepmetric.models import EmbeddingModel
 from deepmetric.models.embed import evaluating, forward_in_parts
 
 if TYPE_CHECKING:
@@ -60,13 +61,12 @@ def embed_dataset(
 def _parts(
     model: nn.Module, dataset: Dataset, batch_size: int, workers: int, device: str | torch.device | None
 ) -> Iterator[np.ndarray]:
-    embed = getattr(model, "embed", None)
-    if workers == 0 and embed is not None:
+    if workers == 0 and isinstance(model, EmbeddingModel):
         # Some batches a call: it reads ahead inside a call only, and the bar moves on between calls.
         step = 4 * max(1, batch_size)
         for start in range(0, len(dataset), step):
             items = dataset.subset(np.arange(start, min(start + step, len(dataset))))
-            yield embed(items, batch_size=batch_size, device=device)
+            yield model.embed(items, batch_size=batch_size, device=device)
         return
     preprocessing = getattr(model, "preprocessing", None)
     if preprocessing is not None:

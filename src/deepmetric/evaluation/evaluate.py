@@ -86,8 +86,13 @@ def evaluate_embeddings(
             left out or None: those of the data set.
 
     Raises:
-        InputError: what :func:`retrieval_metrics` raises, and the steps of ``chain``.
+        InputError: embeddings of another number than the items; what :func:`retrieval_metrics` raises, and the steps
+            of ``chain``.
     """
+    if len(embeddings) != len(dataset):
+        raise InputError(
+            f"there are {len(embeddings)} embeddings of {len(dataset)} items; expected one of each."
+        )
     query, gallery = dataset.is_query, dataset.is_gallery
     if options.get("ks") is None:
         options["ks"] = dataset.ks

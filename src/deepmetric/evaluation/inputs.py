@@ -23,9 +23,12 @@ def as_embeddings(value: Any, name: str, ids: Sequence[str] | None = None) -> Te
         x = value.detach()
     else:
         array = np.asarray(value)
-        x = torch.from_numpy(
-            array if array.flags.writeable else array.copy()
-        )  # torch warns of read-only memory
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"`{name}` must hold real numbers, got {array.dtype}.")
+        wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+        # What torch does not take: other byte orders, negative strides and, with a warning, read-only memory.
+        array = array.astype(np.float64 if wide else np.float32, copy=False)
+        x = torch.from_numpy(np.require(array, requirements=["C", "W"]))
     if x.is_complex():
         raise InputError(f"`{name}` must hold real numbers, got {x.dtype}.")
     if x.ndim != 2 or 0 in x.shape:
@@ -59,8 +62,8 @@ def as_labels(value: Any, name: str, length: int, of: str) -> np.ndarray:
             f"`{name}` must have one entry per row of `{of}`: expected shape ({length},), "
             f"got {labels.shape}.{hint}"
         )
-    if labels.dtype.kind == "O" and all(isinstance(x, str) for x in labels):
-        labels = labels.astype(str)
+    if labels.dtype.kind in "OT" and all(isinstance(x, str) for x in labels):
+        labels = np.array(labels.tolist(), dtype=str)
     if labels.dtype.kind not in "iubUS":
         raise InputError(f"`{name}` must be whole numbers or strings, got {labels.dtype}.")
     return labels

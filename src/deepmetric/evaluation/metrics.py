@@ -13,7 +13,7 @@ from deepmetric.evaluation.bootstrap import class_bootstrap
 from deepmetric.evaluation.clustering import cluster, clustering_metrics
 from deepmetric.evaluation.inputs import as_classes, as_embeddings, as_labels
 from deepmetric.evaluation.neighbours import BLOCK_BYTES, Ranks, rank_positives
-from deepmetric.evaluation.similarity import Reranking, Similarity
+from deepmetric.evaluation.similarity import Reranking, Similarity, unit_rows
 
 
 class RetrievalMetrics(dict[str, float]):
@@ -151,8 +151,7 @@ def retrieval_metrics(
     }
     if clustering:
         unit = similarity not in ("dot", "euclidean")
-        rows = torch.nn.functional.normalize(q, dim=1) if unit else q
-        assignment = cluster(rows.cpu().numpy(), len(np.unique(q_classes)), seed)
+        assignment = cluster(unit_rows(q) if unit else q, len(np.unique(q_classes)), seed)
         values |= clustering_metrics(q_classes, assignment)
     values["queries"] = len(q)
     values["queries_without_positive"] = int((~answerable).sum())
@@ -184,7 +183,7 @@ def _as_ks(ks: Sequence[int]) -> tuple[int, ...]:
 
 def _as_self_index(value: Any, queries: int, gallery: int) -> torch.Tensor:
     index = torch.as_tensor(value)
-    if index.shape != (queries,) or index.is_floating_point():
+    if index.shape != (queries,) or index.dtype == torch.bool or index.is_floating_point():
         raise InputError(
             f"`self_index` must be {queries} whole numbers, got {index.dtype} of shape {tuple(index.shape)}."
         )

@@ -55,7 +55,7 @@ def rank_positives(
     if gallery is None and few and _symmetric(similarity, query.device):
         yield from rank_within(query, query_classes, relevant, similarity, block_bytes)
         return
-    space = prepare(query, gallery, similarity)
+    space = prepare(query, gallery, similarity, self_index)
     size = len(gallery_classes)
     fitting = block_bytes // (size * space.gallery.element_size())
     step = MANY_ROWS if fitting >= MANY_ROWS else BLOCK_ROWS

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,30 +43,46 @@ class Reranking(Protocol):
     """A similarity that depends on more than the two rows, such as
     :class:`~deepmetric.evaluation.postprocessing.KReciprocal`."""
 
-    def prepare(self, query: Tensor, gallery: Tensor | None) -> Space: ...
+    def prepare(self, query: Tensor, gallery: Tensor | None, self_index: Tensor | None) -> Space: ...
 
 
-def prepare(query: Tensor, gallery: Tensor | None, similarity: Similarity | Reranking) -> Space:
+def prepare(
+    query: Tensor,
+    gallery: Tensor | None,
+    similarity: Similarity | Reranking,
+    self_index: Tensor | None = None,
+) -> Space:
     """Normalise or centre as the similarity wants. ``gallery`` None: the queries themselves."""
     if not isinstance(similarity, str):
-        return similarity.prepare(query, gallery)
+        return similarity.prepare(query, gallery, self_index)
     if similarity == "cosine":
         # Rows of length one bound the rounding whatever the input, so float32 is safe.
         q = unit_rows(query)
         g = q if gallery is None else unit_rows(gallery)
-        return Space(q, g, None, q.new_full((len(q),), 4 * torch.finfo(q.dtype).eps), 0.0)
+        return Space(q, g, None, q.new_full((len(q),), _rounding(q)), 0.0)
     # Rounding grows with the norms, and norms of raw vectors can be anything: float64.
     q = query.double()
     g = q if gallery is None else gallery.double()
-    eps = 8 * torch.finfo(torch.float64).eps
+    slack = _rounding(q)
     if similarity == "dot":
-        return Space(q, g, None, eps * q.norm(dim=1) * g.norm(dim=1).max(), 0.0)
+        return Space(q, g, None, slack * q.norm(dim=1) * g.norm(dim=1).max(), 0.0)
     # 2 q.g - |g|^2 = |q|^2 - |q - g|^2, the negative squared distance but for a constant of the query.
     # Centred, because rounding grows with what cancels.
     centre = g.mean(dim=0)
     q = q - centre
     g = q if gallery is None else g - centre
-    return Space(2 * q, g, -g.square().sum(dim=1, keepdim=True), 2 * eps * q.square().sum(dim=1), eps)
+    return Space(2 * q, g, -g.square().sum(dim=1, keepdim=True), 2 * slack * q.square().sum(dim=1), slack)
+
+
+def _rounding(x: Tensor) -> float:
+    """How far the product of two rows of length one may differ from place to place in a matrix product.
+
+    Measured on copies with MKL: up to sqrt(d) / 17 units in the last place in float32, sqrt(d) in float64, whose units
+    are so small that a generous bound costs nothing.
+    """
+    root = x.shape[1] ** 0.5
+    units = max(8, 4 * root) if x.dtype == torch.float64 else max(4, root / 10)
+    return units * torch.finfo(x.dtype).eps
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -87,10 +103,14 @@ def product(rows: Tensor, columns: Tensor, out: Tensor) -> Tensor:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Matrix products as exact as the type, whatever is set for training (TF32, bfloat16, autocast)."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    with ExitStack() as undo:
+        undo.enter_context(torch.autocast(device.type, enabled=False))
+        try:
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        except RuntimeError:  # torch 2.9 and later, where a program has set the precision of one backend
+            for backend in (torch.backends.cuda, torch.backends.mkldnn):
+                matmul: Any = backend.matmul
+                undo.callback(setattr, matmul, "fp32_precision", matmul.fp32_precision)
+                matmul.fp32_precision = "ieee"
+        yield

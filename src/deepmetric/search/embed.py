@@ -24,6 +24,8 @@ from deepmetric.atomic import write_atomically
 from deepmetric.data import Dataset
 from deepmetric.errors import InputError
 from deepmetric.evaluation.embed import embed_dataset
+from deepmetric.evaluation.inputs import as_embeddings
+from deepmetric.search.folder import check_names
 
 SHARD_SIZE = 1024
 _DIFFERENCES = {"model": "another model", "items": "other items", "shard_size": "another shard size"}
@@ -72,7 +74,7 @@ def embed_to_file(
         device=device,
         progress=progress,
     )
-    write_atomically(file, lambda path: _merge(shards, path))
+    write_atomically(file.absolute(), lambda path: _merge(shards, path))
     shutil.rmtree(parts)
 
 
@@ -108,7 +110,8 @@ def embed_shards(
     """Make what is missing of a data set's shards in ``folder`` and return all, in the order of the items.
 
     Raises:
-        InputError: the folder holds shards of another model or other items; and what embedding raises.
+        InputError: the folder holds shards of another model or other items; a name that is not valid UTF-8; a model
+            that makes NaN or infinite values (naming the first item); and what embedding raises.
     """
     from tqdm import tqdm
 
@@ -116,9 +119,11 @@ def embed_shards(
         raise InputError(f"shard size is {shard_size}; expected at least 1.")
     if not len(dataset):
         raise InputError("There is nothing to embed: the data set has no items.")
+    check_names([*dataset.ids, *dataset.classes])
     _claim(folder, {"model": fingerprint(model), "items": dataset.digest(), "shard_size": shard_size})
     starts = range(0, len(dataset), shard_size)
-    shards = [folder / f"shard-{number:06}.parquet" for number in range(len(starts))]
+    # absolute, because pyarrow takes a relative name with a colon for a URI
+    shards = [folder.absolute() / f"shard-{number:06}.parquet" for number in range(len(starts))]
     with tqdm(total=len(dataset), desc="embedding", unit="item", disable=not progress) as bar:
         for start, shard in zip(starts, shards):
             items = dataset.subset(np.arange(start, min(start + shard_size, len(dataset))))
@@ -129,6 +134,7 @@ def embed_shards(
             rows = embed_dataset(
                 model, items, batch_size=batch_size, workers=workers, device=device, progress=bar
             )
+            as_embeddings(rows, "embeddings", items.ids)
             table = _table(rows, items)
             write_atomically(shard, lambda path, table=table: pq.write_table(table, path))
     return shards
@@ -137,7 +143,7 @@ def embed_shards(
 def read_embeddings(files: Sequence[Path] | Path) -> Embeddings:
     """Read a file of :func:`embed_to_file`, or the shards of :func:`embed_shards`."""
     table = pa.concat_tables(
-        [pq.read_table(file) for file in ([files] if isinstance(files, Path) else files)]
+        [pq.read_table(file.absolute()) for file in ([files] if isinstance(files, Path) else files)]
     )
     column = table["embedding"].combine_chunks()
     return Embeddings(

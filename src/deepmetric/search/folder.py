@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,12 @@ from deepmetric.errors import InputError, did_you_mean
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-_OURS = re.compile(rf"\.?{re.escape(MANIFEST)}(\.tmp)?|[a-z]+-[0-9a-f]{{12}}(\.[a-z]+)?")
+# The parts of an index and no other names: what matches is removed. Not twelve digits, which may be somebody's date.
+_GENERATION = r"-(?!\d{12})[0-9a-f]{12}"
+_OURS = re.compile(
+    rf"\.?{re.escape(MANIFEST)}(\.tmp)?"
+    rf"|vectors{_GENERATION}\.faiss|items{_GENERATION}\.parquet|model{_GENERATION}"
+)
 
 
 def save_generation(folder: Path, parts: dict[str, Callable[[Path], object]], facts: dict[str, Any]) -> None:
@@ -28,7 +33,8 @@ def save_generation(folder: Path, parts: dict[str, Callable[[Path], object]], fa
 
     Args:
         folder: new, empty, or one of this kind.
-        parts: file name (``items.parquet``; without a suffix for a folder) -> what writes it to a given path.
+        parts: file name (``vectors.faiss``, ``items.parquet``, or ``model`` for a folder) -> what writes it to a
+            given path.
         facts: for the manifest, JSON.
 
     Raises:
@@ -36,7 +42,7 @@ def save_generation(folder: Path, parts: dict[str, Callable[[Path], object]], fa
     """
     refuse_other_contents(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    generation = uuid.uuid4().hex[:12]
+    generation = "f" + uuid.uuid4().hex[:11]
     files: dict[str, dict[str, Any]] = {}
     for name, write in parts.items():
         path = folder / f"{Path(name).stem}-{generation}{Path(name).suffix}"
@@ -61,7 +67,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise InputError(f"there is no index at {folder}: no such folder.{did_you_mean(folder.name, near)}")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
-        version = manifest["format"]
+        version, _ = manifest["format"], manifest["files"]
     except FileNotFoundError:
         raise InputError(
             f"{folder} holds no finished index: there is no {MANIFEST}. Make one with `deepmetric index`."
@@ -97,13 +103,33 @@ def refuse_other_contents(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; an index is a folder. Give another name.")
     others = (
-        sorted(e.name for e in folder.iterdir() if not _OURS.fullmatch(e.name)) if folder.is_dir() else []
+        sorted(entry.name for entry in folder.iterdir() if not _is_ours(entry)) if folder.is_dir() else []
     )
     if others:
         raise InputError(
             f"{folder} holds other things ({', '.join(others[:3])}{', ...' if len(others) > 3 else ''}) and no index. "
             "Give a new or empty folder, or that of an index to replace."
         )
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raises InputError for a name that no parquet file can hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"the name {name!r} is not valid UTF-8, and names are written as such. Rename what bears it."
+            ) from None
+
+
+def _is_ours(entry: Path) -> bool:
+    if entry.name != MANIFEST:
+        return _OURS.fullmatch(entry.name) is not None
+    try:  # other programs keep a manifest.json too
+        return {"format", "files"} <= json.loads(entry.read_text(encoding="utf8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _remove_stale(folder: Path, keep: set[str]) -> None:

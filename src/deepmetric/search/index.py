@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
@@ -16,7 +17,7 @@ import torch
 from deepmetric.errors import InputError, did_you_mean
 from deepmetric.evaluation.inputs import as_embeddings, as_labels
 from deepmetric.search import kinds
-from deepmetric.search.folder import part, read_manifest, save_generation
+from deepmetric.search.folder import check_names, part, read_manifest, save_generation
 from deepmetric.search.kinds import Kind
 
 if TYPE_CHECKING:
@@ -127,8 +128,9 @@ class Index:
         the old one, and a reader always sees one or the other.
 
         Raises:
-            InputError: the folder holds other things than an index.
+            InputError: the folder holds other things than an index, or a name is not valid UTF-8.
         """
+        check_names([*self.ids, *map(str, np.unique(self.labels))])
         model = self.model
         items = pa.table({"id": pa.array(self.ids, pa.string()), "label": pa.array(self.labels)})
         parts = {
@@ -138,7 +140,8 @@ class Index:
         if model is not None:
             parts[MODEL] = model.save_pretrained
         facts = {"kind": self.kind, "items": len(self), "dim": self.dim, "recall_at_10": self.recall}
-        save_generation(Path(folder), parts, facts)
+        # absolute, because pyarrow takes a relative name with a colon for a URI
+        save_generation(Path(folder).absolute(), parts, facts)
 
     @classmethod
     def load(cls, folder: str | Path) -> Index:
@@ -162,6 +165,7 @@ class Index:
 
     @classmethod
     def _open(cls, folder: Path, manifest: dict[str, Any]) -> Index:
+        folder = folder.absolute()  # the model is opened later, maybe from elsewhere
         engine = faiss.read_index(str(part(folder, manifest, VECTORS)))
         table = pq.read_table(part(folder, manifest, ITEMS))
         model = part(folder, manifest, MODEL) if MODEL in manifest["files"] else None
@@ -183,13 +187,14 @@ class Index:
         """
         if k < 1:
             raise InputError(f"k is {k}; expected the number of neighbours, at least 1.")
-        vectors = np.asarray(vectors)
+        if not isinstance(vectors, torch.Tensor):
+            vectors = np.asarray(vectors)
         x = _unit(as_embeddings(vectors[None] if vectors.ndim == 1 else vectors, "vectors"))
         if x.shape[1] != self.dim:
             raise InputError(
                 f"`vectors` are {x.shape[1]} wide, the index is {self.dim} wide: another model made them."
             )
-        scores, rows = kinds.search(self._engine, x, min(k, len(self)))
+        scores, rows = kinds.search(self._engine, x, min(index(k), len(self)))
         return Neighbours(self._ids[rows], self.labels[rows], scores, rows)
 
     def search_images(self, images: Any, k: int = 10) -> Neighbours:

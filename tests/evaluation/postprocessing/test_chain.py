@@ -55,6 +55,11 @@ def test_whitening_needs_training_items() -> None:
         ("query_expansion(k=", "cannot be read"),
         ("whitening - views", "cannot be read"),
         ("query_expansion(query=3)", "takes alpha, k"),
+        ("query_expansion(k=2, k=3)", "given twice"),
+        ("query_expansion(k=2.5)", "`k` of query_expansion is 2.5; expected int"),
+        ("query_expansion(alpha='1')", "`alpha` of query_expansion is '1'; expected float"),
+        ("whitening(dim=True)", "`dim` of whitening is True; expected int | None"),
+        ("k_reciprocal(weight=None)", "`weight` of k_reciprocal is None"),
         ("whitening(dim=2) + whitening(dim=3)", "names a step twice"),
     ],
 )

@@ -1,5 +1,7 @@
 """The sparse form against sets and loops, as the paper describes them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from deepmetric.errors import InputError
 from deepmetric.evaluation import retrieval_metrics
 from deepmetric.evaluation.postprocessing import KReciprocal
+from deepmetric.evaluation.postprocessing.k_reciprocal import encode, shared_weight
 
 
 def points(seed: int, classes: int = 6, each: int = 7, d: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -87,3 +90,37 @@ def test_wrong_settings(wrong: dict) -> None:
 def test_too_few_items() -> None:
     with pytest.raises(InputError, match="more than 20"):
         retrieval_metrics(np.eye(4), [0, 0, 1, 1], similarity=KReciprocal())
+
+
+def test_an_item_that_is_query_and_gallery_takes_part_once() -> None:
+    x, labels = points(3, classes=20, each=12, d=16)
+    how = KReciprocal(k1=10, k2=3)
+    order = np.random.default_rng(0).permutation(len(x))
+    place = np.argsort(order)  # of each item in the gallery
+    among = retrieval_metrics(x, labels, similarity=how)
+    apart = retrieval_metrics(x, labels, x[order], labels[order], self_index=place, similarity=how)
+    assert apart == pytest.approx(among)
+    # The first ten are queries alone, the last ten in the gallery alone.
+    s = by_sets(x, 10, 3, 0.3)
+    space = how.prepare(
+        *(torch.from_numpy(part) for part in (x[:-10], x[10:])), torch.arange(-10, 220).clamp_min(-1)
+    )
+    out = space.similarities(torch.arange(230), torch.empty(230 * 230, dtype=torch.float64))
+    np.testing.assert_allclose(out.T, s[:-10, 10:], atol=1e-5)
+
+
+def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, labels = points(5, each=11)
+    whole = retrieval_metrics(x, labels, similarity=KReciprocal(8, 3))
+    monkeypatch.setattr("deepmetric.evaluation.postprocessing.k_reciprocal.PIECE", 100)
+    assert retrieval_metrics(x, labels, similarity=KReciprocal(8, 3)) == whole
+
+
+def test_hubs_take_no_memory() -> None:
+    """Where many items have the same neighbours, every query meets every gallery item."""
+    encoded = encode(np.full((1200, 4), 0.5, dtype=np.float32), 20, 6)
+    tracemalloc.start()
+    shared_weight(encoded, encoded.tocsc())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400 * 2**20

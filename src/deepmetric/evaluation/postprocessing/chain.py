@@ -97,6 +97,8 @@ def _step(node: ast.expr) -> tuple[str, dict[str, Any]]:
         if node.args:
             raise ValueError("arguments are given by name")
         arguments = {keyword.arg or "**": ast.literal_eval(keyword.value) for keyword in node.keywords}
+        if len(arguments) < len(node.keywords):
+            raise ValueError("an argument is given twice")
         node = node.func
     if not isinstance(node, ast.Name):
         raise ValueError("no name")
@@ -104,10 +106,16 @@ def _step(node: ast.expr) -> tuple[str, dict[str, Any]]:
         raise InputError(
             f"there is no post-processing {node.id!r}; there are {', '.join(STEPS)}.{did_you_mean(node.id, STEPS)}"
         )
-    takes = set(inspect.signature(STEPS[node.id]).parameters) - _GIVEN
-    for name in arguments:
+    parameters = inspect.signature(STEPS[node.id], eval_str=True).parameters
+    takes = {name: parameter.annotation for name, parameter in parameters.items() if name not in _GIVEN}
+    for name, value in arguments.items():
         if name not in takes:
             raise InputError(
                 f"{node.id} takes {', '.join(sorted(takes))}, not {name!r}.{did_you_mean(name, takes)}"
+            )
+        kind = takes[name] if takes[name] is not float else float | int
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise InputError(
+                f"`{name}` of {node.id} is {value!r}; expected {getattr(kind, '__name__', kind)}."
             )
     return node.id, arguments

@@ -13,6 +13,8 @@ from deepmetric.errors import InputError
 from deepmetric.evaluation.postprocessing.neighbours import nearest
 from deepmetric.evaluation.similarity import Space, prepare
 
+PIECE = 2**22  # pairs of entries that are compared at a time
+
 Sparse = Any  # scipy's sparse matrices: their type stubs take the arrays in them for None
 
 
@@ -27,8 +29,8 @@ class KReciprocal:
     Σ min / Σ max (eq. 10).
 
     Neighbours are sought among queries and gallery together, as published: the other queries take part, so this is
-    for test sets, not for a search that answers one query. Distances are 1 - cosine; the authors' code divides
-    squared Euclidean distances by each row's largest.
+    for test sets, not for a search that answers one query. An item that is query and gallery takes part once, as the
+    query. Distances are 1 - cosine; the authors' code divides squared Euclidean distances by each row's largest.
 
     Args:
         k1: neighbours of the encoding. 20 is for classes of about that size: take no more than a class has.
@@ -52,13 +54,20 @@ class KReciprocal:
         if not 0 <= self.weight <= 1:
             raise InputError(f"`weight` of KReciprocal is {self.weight}; expected 0 to 1.")
 
-    def prepare(self, query: Tensor, gallery: Tensor | None) -> Space:
+    def prepare(self, query: Tensor, gallery: Tensor | None, self_index: Tensor | None = None) -> Space:
         """What :mod:`deepmetric.evaluation.neighbours` ranks by; all on the CPU."""
         plain = prepare(query, gallery, "cosine")
-        rows = plain.query if gallery is None else torch.cat([plain.query, plain.gallery])
+        rows = plain.query
+        place = torch.arange(len(plain.gallery), device=rows.device)  # of each gallery row among all items
+        if gallery is not None:
+            place += len(query)
+            if self_index is not None:
+                both = (self_index >= 0).nonzero().squeeze(1)
+                place[self_index[both]] = both
+            alone = place >= len(query)
+            place[alone] = len(query) + torch.arange(int(alone.sum()), device=rows.device)
+            rows = torch.cat([rows, plain.gallery[alone]])
         encoded = encode(rows.float().cpu().numpy(), self.k1, self.k2)
-        queries = encoded[: len(query)]
-        galleries = queries if gallery is None else encoded[len(query) :]
         return _Space(
             plain.query,
             plain.gallery,
@@ -66,8 +75,8 @@ class KReciprocal:
             plain.slack,
             0.0,
             self.weight,
-            queries,
-            galleries.tocsc(),
+            encoded[: len(query)],
+            encoded[place.cpu().numpy()].tocsc(),
         )
 
 
@@ -127,6 +136,16 @@ def encode(rows: np.ndarray, k1: int, k2: int) -> Sparse:
 
 def shared_weight(query: Sparse, gallery: Sparse) -> np.ndarray:
     """Σ min(query_b, gallery_m) over the columns, dense float32 ``[B, M]``; ``gallery`` stored by columns."""
+    compared = np.diff(gallery.indptr)[query.indices].cumsum(dtype=np.int64)
+    before = np.concatenate([[0], compared])[query.indptr]  # of each row
+    cuts = np.flatnonzero(np.diff(before[:-1] // PIECE)) + 1
+    out = np.empty((query.shape[0], gallery.shape[0]), dtype=np.float32)
+    for start, stop in zip([0, *cuts], [*cuts, len(out)]):
+        out[start:stop] = _shared_weight(query[start:stop], gallery)
+    return out
+
+
+def _shared_weight(query: Sparse, gallery: Sparse) -> np.ndarray:
     first, after = gallery.indptr[query.indices], gallery.indptr[query.indices + 1]
     lengths = after - first
     # Every entry of the queries beside every entry of the gallery in its column.
@@ -135,4 +154,4 @@ def shared_weight(query: Sparse, gallery: Sparse) -> np.ndarray:
     smaller = np.minimum(np.repeat(query.data, lengths), gallery.data[entry])
     place = np.repeat(row, lengths) * gallery.shape[0] + gallery.indices[entry]
     flat = np.bincount(place, smaller, minlength=query.shape[0] * gallery.shape[0])
-    return flat.astype(np.float32).reshape(query.shape[0], gallery.shape[0])
+    return flat.reshape(query.shape[0], gallery.shape[0])
