@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,6 +169,29 @@ def test_figures_are_shown_where_those_of_each_query_cannot_be_kept(
     told = capsys.readouterr()
     assert "map@r" in told.out
     assert "are not kept" in told.err
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there file names are UTF-8")
+def test_figures_of_items_that_parquet_cannot_name(
+    model_folder: Path, image_folder, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(image_folder, tmp_path / "images")
+    for folder in sorted((tmp_path / "images").iterdir()):
+        file = sorted(folder.iterdir())[0]
+        file.rename(folder / os.fsdecode(b"\xff.png"))
+    arguments = ["evaluate", str(model_folder), "--data", str(tmp_path / "images"), "--bootstrap", "0"]
+    assert main([*arguments, "--per_query", str(tmp_path / "q.parquet")]) == 2
+    told = capsys.readouterr()
+    assert "map@r" in told.out
+    assert "are not kept" in told.err
+
+
+def test_metrics_of_each_query_in_a_folder_with_a_colon(
+    run_folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", str(run_folder), "--bootstrap", "0", "--per_query", "run:3/q.parquet"]) == 0
+    assert (tmp_path / "run:3" / "q.parquet").is_file()
 
 
 def test_other_data_and_a_model_alone(model_folder: Path, image_folder: Path, tmp_path: Path, capsys) -> None:

@@ -240,17 +240,18 @@ def _save_per_query(scores: RetrievalMetrics, items: Dataset, file: Path) -> Pat
     from deepmetric.atomic import write_atomically
 
     queries = [i for i in range(len(items)) if items.is_query[i]]
-    table = pa.table(
-        {
-            "id": [items.ids[i] for i in queries],
-            "label": [items.classes[items.labels[i]] for i in queries],
-            **scores.per_query,
-        }
-    )
     try:
+        table = pa.table(
+            {
+                "id": [items.ids[i] for i in queries],
+                "label": [items.classes[items.labels[i]] for i in queries],
+                **scores.per_query,
+            }
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda path: pq.write_table(table, path))
-    except OSError as error:
+        # absolute, because pyarrow takes a relative name with a colon for a URI
+        write_atomically(file.absolute(), lambda path: pq.write_table(table, path))
+    except (OSError, UnicodeEncodeError) as error:  # the latter of file names that are not UTF-8
         print(f"the metrics of each query are not kept: {error}", file=sys.stderr)
         return None
     return file
