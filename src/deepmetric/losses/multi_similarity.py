@@ -78,14 +78,13 @@ class MultiSimilarityLoss(PairLoss):
             least = pairs.positives.min() - self.epsilon
             above, most = pairs.negatives.logsumexp_and_hardest(self.beta, beyond=least)
             below = pairs.positives.logsumexp(-self.alpha, beyond=most + self.epsilon)
-        per_anchor = (
-            log1p_exp(below + self.alpha * self.base) / self.alpha
-            + log1p_exp(above - self.beta * self.base) / self.beta
-        )
+        left = log1p_exp(below + self.alpha * self.base)
+        right = log1p_exp(above - self.beta * self.base)
+        scaled = torch.add(left, right, alpha=self.alpha / self.beta)  # alpha times what an anchor costs
         if self.reduction == "anchors":
-            return per_anchor.sum() / max(len(per_anchor), 1)
+            return scaled.sum() / (self.alpha * max(len(scaled), 1))
         kept = below.isfinite() & above.isfinite()
-        return torch.where(kept, per_anchor, 0).sum() / kept.sum().clamp_min(1)
+        return torch.where(kept, scaled, 0).sum() / (self.alpha * kept.sum().clamp_min(1))
 
     def extra_repr(self) -> str:
         return (
