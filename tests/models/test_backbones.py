@@ -221,6 +221,7 @@ def test_convnet() -> None:
         ("deepmetric.models.ConvNet", {"widht": 3}, "cannot be built with .*widht"),
         ("timm:resnet18", {"widht": 3}, "timm:resnet18 cannot be built: .*widht"),
         ("torchvision:resnet18", {"widht": 3}, "torchvision:resnet18 cannot be built: .*widht"),
+        ("timm:resnet18", {"in_chans": 1}, "timm:resnet18 fails on images of 3 x 224 x 224: .*but got 3"),
         (f"{__name__}.Tokens", None, r"gives \(1, 3, 50176\); expected a feature map"),
         (f"{__name__}.Broken", None, "fails on an image of 224 x 224 pixels: oh"),
     ],

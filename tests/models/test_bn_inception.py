@@ -61,6 +61,13 @@ def test_widths_and_resolutions_of_the_blocks() -> None:
     assert seen == {f"inception_{b}_output": (widths[b], sides[b], sides[b]) for b in widths}
 
 
+@pytest.mark.parametrize(("height", "width"), [(32, 33), (95, 100), (112, 227), (130, 64)])
+def test_takes_images_of_any_size(height: int, width: int) -> None:
+    with torch.no_grad():
+        found = BNInception().eval()(torch.zeros(1, 3, height, width))
+    assert found.shape == (1, 1024, round(height / 32), round(width / 32))
+
+
 @pytest.mark.parametrize("pooling", ["max", "avg"])
 def test_takes_the_converted_file_and_comes_back(
     pooling: str, converted: dict[str, Tensor], tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,40 @@ def test_pictures_of_every_mode(mode: str, tmp_path: Path) -> None:
     assert torch.equal(to_rgb(picture), expected)
 
 
+@pytest.mark.parametrize("kind", ["<u2", ">u2", "pgm"])
+def test_pictures_of_16_bits_are_what_their_files_are(kind: str, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (9, 8))
+    path = tmp_path / ("a.pgm" if kind == "pgm" else "a.tif")
+    if kind == "pgm":
+        path.write_bytes(b"P5 8 9 65535\n" + values.astype(">u2").tobytes())
+    else:
+        mode = "I;16B" if kind == ">u2" else "I;16"
+        Image.frombytes(mode, (8, 9), values.astype(kind).tobytes()).save(path)
+    expected = torch.from_numpy((values + 128) // 257).to(torch.uint8).expand(3, -1, -1)
+    assert torch.equal(decode(path), expected)
+    with Image.open(path) as opened:
+        assert torch.equal(to_rgb(opened), expected)
+
+
+def test_one_picture_many_times(model: EmbeddingModel, tmp_path: Path) -> None:
+    """Opened, not read: its file must not be read by several threads at a time."""
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    expected = model.embed(pixels)
+    for _ in range(5):
+        with Image.open(tmp_path / "a.png") as opened:
+            rows = model.embed([opened] * 16)
+        np.testing.assert_allclose(rows, expected.repeat(16, 0), atol=1e-6)
+
+
+def test_a_broken_picture_is_named_by_its_place(model: EmbeddingModel, arrays: list[np.ndarray]) -> None:
+    file = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(file, "JPEG")
+    broken = Image.open(BytesIO(file.getvalue()[:2000]))
+    with pytest.raises(InputError, match="item 1, a PIL image, cannot be read: image file is truncated"):
+        model.embed([arrays[0], broken, broken])
+
+
 def test_transparency_is_laid_on_white_in_every_form(tmp_path: Path) -> None:
     pixels = np.zeros((6, 6, 4), dtype=np.uint8)
     pixels[:3, :, 3] = 255  # the upper half is opaque black, the lower half is transparent
@@ -150,6 +185,7 @@ def test_a_rotated_photograph_is_turned_as_its_file_is(tmp_path: Path) -> None:
     [
         (np.zeros((4, 4, 3), np.float32), "item 1 is an array of float32; expected uint8"),
         (np.zeros((3, 40, 40), np.uint8), r"shape \(3, 40, 40\).*it looks like \[3, H, W\]"),
+        (np.zeros((0, 40, 3), np.uint8), r"item 1 .*\(0, 40, 3\); expected at least one pixel"),
         (np.zeros((4, 40, 40), np.uint8), r"item 1 is an array of shape \(4, 40, 40\); expected"),
         (torch.zeros(3, 4, 4), "item 1 is a Tensor; expected a path"),
         (None, "item 1 is a NoneType"),

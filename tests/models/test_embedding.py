@@ -55,6 +55,12 @@ def test_head_needs_a_width() -> None:
         EmbeddingModel(embedding_dim=None, hidden_dim=16)
 
 
+def test_a_size_that_the_backbone_does_not_take_is_named() -> None:
+    model = EmbeddingModel("timm:vit_tiny_patch16_224", embedding_dim=8, size=32).eval()
+    with pytest.raises(InputError, match=r"fails on images of 48 x 16: .* was built for 32 x 32"):
+        model(torch.zeros(1, 3, 48, 16, dtype=torch.uint8))
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [

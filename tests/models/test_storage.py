@@ -142,6 +142,13 @@ def test_an_interrupted_save_leaves_the_old_model(saved: Path, monkeypatch: pyte
     assert len(list(saved.iterdir())) == 3
 
 
+def test_what_a_killed_save_left_is_cleared_away(saved: Path) -> None:
+    (saved / ".saving-abc").mkdir()
+    (saved / ".saving-abc" / "model.safetensors").write_bytes(b"half of it")
+    EmbeddingModel(embedding_dim=8).save_pretrained(saved)
+    assert len(list(saved.iterdir())) == 3
+
+
 @pytest.mark.parametrize("cls", [Wide, Passing])
 def test_subclasses_come_back_as_themselves(cls: type[EmbeddingModel], tmp_path: Path) -> None:
     model = Wide(width=6) if cls is Wide else Passing(embedding_dim=6, backbone_args={"width": 5})

@@ -64,6 +64,21 @@ def test_torchvision_file(name: str, tmp_path: Path) -> None:
     assert_same(model.backbone, state)
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+@pytest.mark.parametrize(
+    "backbone", ["torchvision:resnet18", "deepmetric.models.BNInception", "timm:resnet10t"]
+)
+def test_published_file_without_batch_counters(backbone: str, tmp_path: Path) -> None:
+    """As torchvision's ResNets and the BN-Inception of most tables are: older than the counters."""
+    torch.manual_seed(0)
+    source = EmbeddingModel(backbone, size=64).backbone
+    inner = source.model if backbone.startswith("timm") else source
+    state = {key: value for key, value in inner.state_dict().items() if "num_batches" not in key}
+    torch.save(state, tmp_path / "w.pth")
+    model = EmbeddingModel(backbone, weights=str(tmp_path / "w.pth"), size=64)
+    assert_same(model.backbone, source.state_dict())
+
+
 def test_file_for_a_class(tmp_path: Path) -> None:
     state = ConvNet(width=8).state_dict()
     save_file(state, tmp_path / "w.safetensors")

@@ -5,7 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepmetric.training.guards import LOOKS, CollapseWatch, NonFiniteLossError, check_finite, mean_similarity
+from deepmetric.errors import InputError
+from deepmetric.training.guards import (
+    LOOKS,
+    CollapseWatch,
+    NonFiniteLossError,
+    check_finite,
+    check_gradient,
+    check_scalar,
+    mean_similarity,
+)
 
 
 @given(st.integers(2, 12), st.integers(1, 6), st.integers(0, 100))
@@ -42,3 +51,25 @@ def test_non_finite_loss_names_step_and_the_items_at_fault():
         NonFiniteLossError, match=r"inf at step 7; the embeddings are finite. The batch held a/1"
     ):
         check_finite(torch.tensor(math.inf), torch.eye(3), 7, ["a/1", "b/2", "c/3"])
+
+
+def test_non_finite_gradient_names_step_and_batch():
+    check_gradient(torch.tensor(1e30), 3, ["a"])
+    for norm in (math.nan, math.inf):
+        with pytest.raises(NonFiniteLossError, match=rf"{norm} at step 7, though .* held a/1, b/2\."):
+            check_gradient(torch.tensor(norm), 7, ["a/1", "b/2"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (0.0, "a float"),
+        ((torch.zeros(()), 1), "a tuple"),
+        (torch.zeros(3, requires_grad=True), r"a tensor of shape \(3,\)"),
+        (torch.zeros(()), "a tensor without gradient"),
+    ],
+)
+def test_what_cannot_be_minimised_is_named(loss, found):
+    check_scalar(torch.zeros((), requires_grad=True), "Mine")
+    with pytest.raises(InputError, match=f"the loss Mine gave {found}; expected a scalar"):
+        check_scalar(loss, "Mine")

@@ -229,6 +229,38 @@ def test_dump_makes_the_data_s_path_absolute(recipe_file, image_folder, monkeypa
     )
 
 
+def test_dump_makes_the_path_of_weights_absolute(recipe_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pth").touch()
+    (tmp_path / "bilinear").touch()  # a setting that happens to be called like a file
+    parser = recipe_parser()
+    arguments = ["--model.weights", "w.pth", "--model.interpolation", "bilinear"]
+    _, values = parse_recipe(["--config", str(recipe_file), *arguments], parser)
+    model = yaml.safe_load(dump_recipe(parser, values))["model"]["init_args"]
+    assert model["weights"] == str((tmp_path / "w.pth").resolve())
+    assert model["interpolation"] == "bilinear"
+
+
+def test_class_without_types_is_taken(recipe_file, tmp_path, monkeypatch):
+    (tmp_path / "mine_untyped.py").write_text(
+        "import torch\n"
+        "class MyLoss(torch.nn.Module):\n"
+        "    def __init__(self, margin, scale=2, *, names=None):\n"
+        "        super().__init__()\n"
+        "        self.settings = margin, scale, names\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    parser = recipe_parser()
+    arguments = ["--config", str(recipe_file), "--loss", "mine_untyped.MyLoss", "--loss.margin", "0.5"]
+    recipe, values = parse_recipe([*arguments, "--loss.names", "[a, b]"], parser)
+    assert recipe.loss().settings == (0.5, 2, ["a", "b"])
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_recipe(parser, values))
+    assert parse(again).loss().settings == (0.5, 2, ["a", "b"])
+    with pytest.raises(InputError, match=r"margn.*Did you mean 'margin'"):
+        parse_recipe([*arguments[:-2], "--loss.margn", "0.5"])
+
+
 def test_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match=r"no recipe 'data/glyps'.*Did you mean 'data/glyphs'"):
         find_recipe("data/glyps")
@@ -260,6 +292,23 @@ def test_every_shipped_recipe_builds_its_parts():
             make()
     for name, path in names.items():
         assert path.read_text(encoding="utf8").startswith("# "), name
+
+
+def test_models_fit_data_sets_of_other_backbones():
+    names = shipped_recipes()
+
+    def together(data, model):
+        files = [str(names[name]) for name in (data, model, "systems/multi_similarity")]
+        return parse_recipe([word for file in files for word in ("--config", file)])
+
+    for model in (name for name in names if name.startswith("models/")):
+        values = together("data/cifar100", model)[1]
+        assert values.model.init_args.backbone_args is None, model  # not those of the data set's own backbone
+    # It takes images of one size.
+    values = together("data/folder", "models/dinov2")[1]
+    crop = next(t for t in values.augmentation if t.class_path.endswith("RandomResizedCrop"))
+    assert crop.init_args.size == values.model.init_args.size
+    assert together("data/folder", "models/bn_inception")[0].model().preprocessing.size == 112
 
 
 def test_models_name_backbones_that_there_are():

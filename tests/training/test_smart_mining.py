@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -64,6 +66,18 @@ def test_furthest_of_class():
         others = [j for j in range(30) if labels[j] == labels[i] and j != i]
         expected = sorted(others, key=lambda j: x[i] @ x[j])[:3]
         assert found[i].tolist() == expected + [-1] * (3 - len(expected))
+
+
+def test_furthest_of_a_large_class_in_parts(monkeypatch):
+    x, labels = unit(2, 1500), np.zeros(1500, dtype=int)
+    whole = furthest_of_class(x, labels, 3)
+    monkeypatch.setattr("deepmetric.training.smart_mining.BLOCK", 2**16)
+    tracemalloc.start()
+    parts = furthest_of_class(x, labels, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(parts, whole)
+    assert peak < 1500 * 1500  # bytes: less than a byte a pair
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from deepmetric.errors import InputError
 from deepmetric.training import Run, Trainer, load_run
 from deepmetric.training.guards import NonFiniteLossError
 from deepmetric.training.parse import parse_recipe
+from deepmetric.training.processes import Team
 
 
 def build(recipe_file, folder, *arguments):
@@ -218,6 +219,84 @@ def test_non_finite_loss_stops_the_run_and_says_where(recipe_file, tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(NonFiniteLossError, match=r"nan at step 4; .*class_\d\d/\d.png"):
         trainer.train()
+
+
+class RootAtZero(torch.nn.Module):
+    """A finite loss whose gradient is NaN from the step ``at`` on."""
+
+    def __init__(self, at: int):
+        super().__init__()
+        self.calls, self.at = 0, at
+
+    def forward(self, embeddings, labels):
+        self.calls += 1
+        cost = embeddings.square().sum()
+        return cost if self.calls < self.at else cost + (embeddings.sum() * 0).sqrt()
+
+
+@pytest.mark.parametrize("at", [6, 10, 30])  # in between, at a checkpoint, at the end
+def test_non_finite_gradient_stops_the_run_before_anything_of_it_is_kept(recipe_file, tmp_path, at):
+    trainer = build(recipe_file, tmp_path / "run", "--memory=null", "--data.split.val", "0")
+    trainer.loss = RootAtZero(at)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(NonFiniteLossError, match=rf"gradient is nan at step {at}, .*class_\d\d/\d.png"):
+        trainer.train()
+    for file in ("last", "best"):
+        state = torch.load(tmp_path / "run" / "checkpoints" / f"{file}.pt", weights_only=True)
+        assert all(torch.isfinite(value).all() for value in state["model"].values())
+        assert state["progress"]["step"] < at
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "run").values())
+
+
+def test_a_loss_that_is_no_scalar_is_named(recipe_file, tmp_path):
+    trainer = build(recipe_file, tmp_path / "run", "--memory=null")
+    trainer.loss = torch.nn.ModuleList()  # no forward of ours is needed
+    trainer.loss.forward = lambda embeddings, labels: embeddings.sum(1)
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=r"the loss ModuleList gave a tensor of shape \(15,\)"):
+        trainer.train()
+
+
+def test_logged_rates_are_those_of_the_step(recipe_file, tmp_path):
+    trainer = build(recipe_file, tmp_path / "run", "--training.steps", "12")
+    used = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: used.append([group["lr"] for group in optimizer.param_groups])
+    )
+    (tmp_path / "run").mkdir()
+    trainer.train()
+    logged = [record for record in Run(tmp_path / "run").metrics() if "loss" in record]
+    assert [[record["lr_backbone"], record["lr_head"]] for record in logged] == used
+    assert used[0] == [pytest.approx(0.003 / 4), pytest.approx(0.01 / 4)]
+
+
+def test_validation_classes_of_one_item_are_refused(recipe_file, tmp_path, image_folder):
+    table = tmp_path / "table.csv"
+    rows = [f"class_{c:02}/{i}.png,{c},train" for c in range(6) for i in range(3)]
+    rows += [f"class_{c:02}/0.png,{c},validation" for c in range(6, 12)]
+    table.write_text("path,label,split\n" + "\n".join(rows) + "\n")
+    arguments = ["--data=deepmetric.data.TableDataset", f"--data.path={table}", f"--data.root={image_folder}"]
+    trainer = build(recipe_file, tmp_path / "run", *arguments, "--data.split=null")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match=r"no validation item has another one of its class"):
+        trainer.train()
+
+
+def test_random_state_is_of_the_own_device_alone(monkeypatch):
+    """A run that began beside eight GPUs may go on beside one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.ones(2))
+    given = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append((state, device)))
+    team, cuda = Team(), torch.device("cuda")
+    assert team.random_state(torch.device("cpu"))["cuda"] == []
+    state = team.random_state(cuda)
+    assert len(state["cuda"]) == 1
+    team.set_random_state({**state, "cuda": [torch.zeros(2), torch.ones(2)]}, cuda)
+    team.set_random_state(state, torch.device("cpu"))
+    assert len(given) == 1
+    assert torch.equal(given[0][0], torch.zeros(2))
+    assert given[0][1] == cuda
 
 
 class SameForAll(torch.nn.Module):

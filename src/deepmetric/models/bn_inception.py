@@ -30,8 +30,8 @@ class BNInception(nn.Module):
     """Inception with batch normalisation (Ioffe and Szegedy, ICML 2015), as converted from the authors' Caffe model.
 
     Names and shapes are those of the widely used file ``bn_inception-52deb4733.pth``, which ``weights`` takes; its
-    classifier is left out. 10.3 million parameters, feature map [B, 1024, H / 32, W / 32]. The weights are for BGR
-    in 0-255 less the mean (104, 117, 128), which its ``preprocessing`` says.
+    classifier is left out. 10.3 million parameters, feature map [B, 1024, h, w] with h near H / 32. The weights are
+    for BGR in 0-255 less the mean (104, 117, 128), which its ``preprocessing`` says.
 
     ``forward`` takes normalised images [B, 3, H, W], of 32 pixels or more a side.
     """
@@ -114,7 +114,9 @@ class BNInception(nn.Module):
         double = self._conv(f"{at}_double_3x3_1", self._conv(f"{at}_double_3x3_reduce", x))
         branches.append(self._conv(f"{at}_double_3x3_2", double))
         if not proj:
-            branches.append(F.max_pool2d(x, 3, stride=2, ceil_mode=True))
+            # Of an odd side the convolutions beside it keep half rounded up; so does the pooling with a border.
+            border = (x.shape[2] % 2, x.shape[3] % 2)
+            branches.append(F.max_pool2d(x, 3, stride=2, padding=border, ceil_mode=True))
         else:
             pooled = (
                 F.avg_pool2d(x, 3, stride=1, padding=1)

@@ -121,6 +121,9 @@ class EmbeddingModel(
 
         Args:
             images: uint8 [B, 3, H, W] in 0-255, normalised here; a floating tensor is taken as already normalised.
+
+        Raises:
+            InputError: another shape or dtype; a size that the backbone does not take.
         """
         embeddings = self.head(self._features(self._normalised(images)))
         return unit_rows(embeddings) if self.normalize else embeddings
@@ -198,7 +201,16 @@ class EmbeddingModel(
 
     def _features(self, images: Tensor) -> Tensor:
         """Normalised images -> pooled features [B, width]."""
-        features = self.backbone(images)
+        size = self.preprocessing.size
+        try:
+            features = self.backbone(images)
+        except (AssertionError, RuntimeError) as error:  # how timm and torchvision refuse a size
+            if images.shape[2:] == (size, size) or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            raise InputError(
+                f"the backbone fails on images of {images.shape[2]} x {images.shape[3]}: {error} The model was built "
+                f"for {size} x {size}; give images of that size (in training: the augmentation's crop), or set `size`."
+            ) from error
         if features.ndim == 2:
             return features
         pooled = self.pooling(features)

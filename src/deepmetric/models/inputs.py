@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from os import PathLike
 from typing import TYPE_CHECKING, TypeAlias
@@ -35,6 +37,13 @@ class Images:
         self._items: Sequence[ImageLike] = []
         if self._dataset is None:
             self._items = [inputs] if _is_one_image(inputs) else list(inputs)  # type: ignore[list-item, arg-type]
+            pictures = {id(item): item for item in self._items if isinstance(item, Image.Image)}
+            counts = Counter(map(id, self._items))
+            for key, picture in pictures.items():
+                # PIL reads its file when first asked, which two threads must not do together.
+                if counts[key] > 1:
+                    with suppress(Exception):  # `read` says for which item
+                        picture.load()
 
     def __len__(self) -> int:
         return len(self._items) if self._dataset is None else len(self._dataset)
@@ -59,13 +68,20 @@ def to_rgb(image: ImageLike, position: int = 0) -> Tensor:
     if isinstance(image, (str, PathLike)):
         return decode(str(image))
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        try:
+            return _from_pil(image)
+        except (InputError, MemoryError):
+            raise
+        except Exception as error:  # PIL's decoders raise whatever the broken bytes lead them to
+            raise InputError(f"item {position}, a PIL image, cannot be read: {error}") from error
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"item {position} is a {type(image).__name__}; expected a path, a PIL image or a uint8 array [H, W, 3]"
         )
     if image.dtype != np.uint8:
         raise InputError(f"item {position} is an array of {image.dtype}; expected uint8 with values 0 to 255")
+    if 0 in image.shape:
+        raise InputError(f"item {position} is an array of shape {image.shape}; expected at least one pixel")
     if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
         return torch.from_numpy(image.reshape(1, *image.shape[:2]).copy()).expand(3, -1, -1)
     if image.ndim == 3 and image.shape[2] == 3:
@@ -85,10 +101,16 @@ def to_rgb(image: ImageLike, position: int = 0) -> Tensor:
 def _from_pil(image: Image.Image) -> Tensor:
     from deepmetric.data.images import decode
 
+    format = image.format
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and not image.has_transparency_data:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    # The rules for all other modes are decode's; TIFF carries each of them, but a palette's transparency only as RGBA.
+    # The rules for all other modes are decode's; TIFF carries each of them, but a palette's transparency only as RGBA,
+    # and of 16 bits one order of bytes. PIL opens some files of 16 bits as mode I, of 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and format in (None, "PNG", "PPM")):
+        values = np.asarray(image)
+        if values.min() >= 0 and values.max() <= 65535:
+            image = Image.fromarray(values.astype(np.uint16))
     if image.has_transparency_data:
         image = image.convert("RGBA")
     elif image.mode not in ("1", "L", "P", "I", "I;16", "F", "CMYK", "YCbCr"):

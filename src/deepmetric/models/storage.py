@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -17,6 +18,7 @@ from deepmetric.errors import InputError
 
 CONFIG = constants.CONFIG_NAME
 WEIGHTS = constants.SAFETENSORS_SINGLE_FILE
+_FRESH = ".saving-"
 
 MODEL_CARD = """---
 {{ card_data }}
@@ -43,7 +45,9 @@ def put_in_place(folder: Path) -> Iterator[Path]:
     there already stays, because somebody may have written in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+    for left in folder.glob(f"{_FRESH}*"):  # by a save that was killed
+        rmtree(left)
+    with TemporaryDirectory(dir=folder, prefix=_FRESH) as name:
         fresh = Path(name)
         yield fresh
         # safetensors makes its file readable for its writer alone; a service often runs as somebody else.

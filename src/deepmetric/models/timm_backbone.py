@@ -97,7 +97,11 @@ def timm_backbone(
         if isinstance(error, InputError):
             raise
         raise InputError(f"timm:{name} cannot be built: {error}") from error
-    return TimmBackbone(model, size), _preprocessing(config, trained_size)
+    try:
+        backbone = TimmBackbone(model, size)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"timm:{name} fails on images of 3 x {size} x {size}: {error}") from error
+    return backbone, _preprocessing(config, trained_size)
 
 
 def _from_file(name: str, args: dict[str, Any], config: Mapping[str, Any], path: str) -> nn.Module:

@@ -44,6 +44,9 @@ def load_exactly(
 ) -> None:
     """Load ``state`` into ``module``, every key of it and no other.
 
+    Batch normalisation's ``num_batches_tracked`` may be missing: published files from before torch 0.4.1 have none, and
+    what it counts is of no use for anything but a running average over all batches.
+
     Args:
         module: what is filled.
         state: tensors by key.
@@ -54,6 +57,8 @@ def load_exactly(
         InputError: keys are missing, unexpected, or of another shape; the message names them.
     """
     wanted = module.state_dict()
+    counters = {key: value for key, value in wanted.items() if key.endswith("num_batches_tracked")}
+    state = {**counters, **state}
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted and key not in also_allowed]
     other_shape = [

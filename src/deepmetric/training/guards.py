@@ -16,7 +16,24 @@ LOOKS = 5
 
 
 class NonFiniteLossError(InputError):
-    """The loss or an embedding became NaN or infinite; the message says at which step and on which items."""
+    """The loss, an embedding or the gradient became NaN or infinite; the message says at which step and on which
+    items."""
+
+
+def check_scalar(loss: object, name: str) -> None:
+    """Raise InputError unless what the loss ``name`` gave can be minimised: one number that depends on weights."""
+    if not isinstance(loss, Tensor):
+        found = f"a {type(loss).__name__}"
+    elif loss.numel() != 1:
+        found = f"a tensor of shape {tuple(loss.shape)}"
+    elif not loss.requires_grad:
+        found = "a tensor without gradient"
+    else:
+        return
+    raise InputError(
+        f"the loss {name} gave {found}; expected a scalar tensor that the embeddings take gradients from, also for a "
+        "batch that costs nothing (there for example `embeddings.sum() * 0`)."
+    )
 
 
 def check_finite(loss: Tensor, embeddings: Tensor, step: int, ids: list[str]) -> None:
@@ -36,11 +53,22 @@ def check_finite(loss: Tensor, embeddings: Tensor, step: int, ids: list[str]) ->
         where = f"{len(bad)} of {len(ids)} embeddings are not finite, of the items {items}"
         cure = "Lower the learning rate, clip gradients (training.clip_norm) or use precision fp32 or bf16"
     else:
-        where = (
-            f"the embeddings are finite. The batch held {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
-        )
+        where = f"the embeddings are finite. {_batch(ids)}"
         cure = "Check the settings of the loss (scales, margins) and lower the learning rate"
     raise NonFiniteLossError(f"the loss is {loss.item()} at step {step}; {where}. {cure}.")
+
+
+def check_gradient(norm: Tensor, step: int, ids: list[str]) -> None:
+    """Raise NonFiniteLossError unless the scalar ``norm``, of the gradient of a finite loss, is finite."""
+    if not torch.isfinite(norm):
+        raise NonFiniteLossError(
+            f"the norm of the gradient is {norm.item()} at step {step}, though the loss is finite. {_batch(ids)}. "
+            "Check what has no derivative in the loss or the model (a root or a norm at 0) and lower the learning rate."
+        )
+
+
+def _batch(ids: list[str]) -> str:
+    return f"The batch held {', '.join(ids[:8])}{' ...' if len(ids) > 8 else ''}"
 
 
 def mean_similarity(embeddings: Tensor) -> float:

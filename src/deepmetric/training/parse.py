@@ -35,7 +35,8 @@ def recipe_parser(**kwargs: Any) -> ArgumentParser:
     parser.add_argument(
         "--config", action="config", help="a recipe in YAML; may be given several times, later wins"
     )
-    parser.add_class_arguments(Recipe, as_group=False)
+    # A class of the user's own may have arguments without types: they take whatever YAML holds.
+    parser.add_class_arguments(Recipe, as_group=False, fail_untyped=False)
     return parser
 
 
@@ -60,7 +61,7 @@ def parse_recipe(arguments: list[str], parser: ArgumentParser | None = None) -> 
 
 
 def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
-    """The resolved recipe as YAML: every setting, defaults included, paths of the data made absolute."""
+    """The resolved recipe as YAML: every setting, defaults included, paths of data and weights made absolute."""
     with warnings.catch_warnings():
         # It cannot write a number where the annotation is an abstract one; `_exact` puts the number back.
         warnings.filterwarnings("ignore", message=r"\s*Unable to serialize")
@@ -68,11 +69,12 @@ def dump_recipe(parser: ArgumentParser, values: Namespace) -> str:
         dumped = yaml.safe_load(parser.dump(values, skip_unset=False))
     resolved = _exact(values.as_dict(), dumped)
     recipe = {field.name: resolved.get(field.name) for field in fields(Recipe)}
-    arguments = (recipe["data"] or {}).get("init_args") or {}
-    for key, value in arguments.items():
-        # A run may be resumed or evaluated from another working directory.
-        if isinstance(value, str) and Path(value).exists():
-            arguments[key] = str(Path(value).resolve())
+    for part in ("data", "model"):
+        arguments = (recipe[part] or {}).get("init_args") or {}
+        for key, value in arguments.items():
+            # A run may be resumed or evaluated from another working directory.
+            if isinstance(value, str) and (part == "data" or key == "weights") and Path(value).exists():
+                arguments[key] = str(Path(value).resolve())
     return yaml.safe_dump(recipe, sort_keys=False)
 
 

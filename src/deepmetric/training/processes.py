@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deepmetric.errors import InputError
 from deepmetric.losses import across_processes
 from deepmetric.losses.streamed import Processes
-from deepmetric.training.guards import check_finite
+from deepmetric.training.guards import check_finite, check_gradient
 from deepmetric.training.shares import shared_out
 
 if TYPE_CHECKING:
@@ -147,17 +147,23 @@ class Team:
             if torch.isfinite(loss):
                 return
             embeddings = self.rows_of_all(embeddings.detach())
-            ids = [one for part in self.from_all(ids) for one in part]
+            ids = self._ids_of_all(ids)
         check_finite(loss, embeddings, step, ids)
 
+    def check_gradient(self, norm: Tensor, step: int, ids: list[str]) -> None:
+        """:func:`~deepmetric.training.guards.check_gradient` of a norm that is the same in all processes."""
+        if not torch.isfinite(norm):
+            check_gradient(norm, step, self._ids_of_all(ids))
+
+    def _ids_of_all(self, ids: list[str]) -> list[str]:
+        return [one for part in self.from_all(ids) for one in part]
+
     def random_state(self, device: torch.device) -> dict[str, Any]:
-        """The states of all processes' random generators, for a checkpoint."""
-        if self.size == 1:
-            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        """The states of all processes' random generators, for a checkpoint: of the CPU and of ``device``."""
+        # Not of all GPUs there are: the next machine may have fewer.
         cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         every = self.from_all({"cpu": torch.get_rng_state(), "cuda": cuda})
-        return {**every[0], "processes": every}
+        return every[0] if self.size == 1 else {**every[0], "processes": every}
 
     def set_random_state(self, state: dict[str, Any], device: torch.device) -> None:
         """Go on from :meth:`random_state`; with another number of processes all but the first begin anew."""
@@ -166,9 +172,5 @@ class Team:
             return
         mine = every[self.rank]
         torch.set_rng_state(mine["cpu"])
-        if not mine["cuda"] or not torch.cuda.is_available():
-            return
-        if self.size > 1 or len(every) > 1:
+        if mine["cuda"] and device.type == "cuda":
             torch.cuda.set_rng_state(mine["cuda"][0], device)
-        else:
-            torch.cuda.set_rng_state_all(mine["cuda"])

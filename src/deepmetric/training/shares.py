@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,22 +23,26 @@ def shared_out(loss: nn.Module) -> dict[nn.Parameter, ClassLoss]:
     }
 
 
-def clip_gradients(optimizer: Optimizer, loss: nn.Module, max_norm: float) -> None:
-    """torch.nn.utils.clip_grad_norm_ of all that is optimised, the parts of the other processes included."""
+def clip_gradients(optimizer: Optimizer, loss: nn.Module, max_norm: float = math.inf) -> Tensor:
+    """torch.nn.utils.clip_grad_norm_ of all that is optimised, the parts of the other processes included.
+
+    Returns the norm before clipping, a scalar; NaN or infinite where a gradient is.
+    """
     shares = shared_out(loss)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not shares:
-        nn.utils.clip_grad_norm_(parameters, max_norm)
-        return
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
     whole = [p.grad.norm() ** 2 for p in parameters if p not in shares]  # none where all else is frozen
     squared = torch.stack([*whole, parameters[0].new_zeros(())]).sum()
     for parameter, module in shares.items():
         assert parameter.grad is not None
         assert module.processes is not None
         squared = squared + module.processes.sum_(parameter.grad.norm() ** 2)
-    factor = (max_norm / (squared.sqrt() + 1e-6)).clamp(max=1.0)
+    norm = squared.sqrt()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         parameter.grad.mul_(factor)
+    return norm
 
 
 class WholeState:

@@ -11,6 +11,7 @@ from torch import Tensor
 from deepmetric.data import TripletSampler
 from deepmetric.errors import InputError
 from deepmetric.losses import TripletGlobalLoss
+from deepmetric.training.class_tree import BLOCK
 from deepmetric.training.hardness import HardnessController
 from deepmetric.training.procedure import Procedure, embed_training_set, part_of_loss
 
@@ -173,8 +174,11 @@ def furthest_of_class(embeddings: np.ndarray, labels: np.ndarray, count: int) ->
     table = np.full((len(labels), count), -1, dtype=np.int32)
     order = np.argsort(labels, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(labels[order])) + 1):
-        similarity = embeddings[members] @ embeddings[members].T
-        np.fill_diagonal(similarity, np.inf)  # itself comes last
         k = min(count, len(members) - 1)
-        table[members, :k] = members[np.argsort(similarity, axis=1, kind="stable")[:, :k]]
+        step = max(1, BLOCK // len(members))  # a class may be large
+        for start in range(0, len(members), step):
+            rows = members[start : start + step]
+            similarity = embeddings[rows] @ embeddings[members].T
+            similarity[np.arange(len(rows)), start + np.arange(len(rows))] = np.inf  # itself comes last
+            table[rows, :k] = members[np.argsort(similarity, axis=1, kind="stable")[:, :k]]
     return table

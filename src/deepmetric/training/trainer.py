@@ -20,7 +20,7 @@ from deepmetric.evaluation import evaluate_model
 from deepmetric.losses import set_classes
 from deepmetric.models import EmbeddingModel
 from deepmetric.training.checkpoint import load_checkpoint, save_checkpoint
-from deepmetric.training.guards import CollapseWatch
+from deepmetric.training.guards import CollapseWatch, check_scalar
 from deepmetric.training.log import MetricsLog, NoLog, progress_bar
 from deepmetric.training.optim import parameter_groups
 from deepmetric.training.procedure import Procedure
@@ -73,6 +73,7 @@ class Trainer:
         self.schedule = recipe.schedule(self.optimizer, self.loop.steps)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.loop.precision == "fp16")
         self.watch = CollapseWatch()
+        self.unchecked: tuple[Tensor, int, list[str]] | None = None
         self.procedure = recipe.procedure() if recipe.procedure else Procedure()
         self.step = 0
         self.best = -math.inf
@@ -131,7 +132,8 @@ class Trainer:
 
         Raises:
             InputError: to resume with other data than the run was begun with; no checkpoint, or one that cannot be
-                read; a loss or an embedding that is no number.
+                read; a loss, an embedding or a gradient that is no number; a loss that gives no scalar; validation
+                classes of one item each.
         """
         if self.team.rank:
             torch.manual_seed(self.recipe.seed + self.team.rank)  # dropout of its own
@@ -167,6 +169,7 @@ class Trainer:
         while self.step < self.loop.steps:
             passed = self.step % every
             if self.procedure.refresh_every and not passed:
+                self._check_gradient()
                 self.team.refresh(self.procedure, self.model)
             # The loop counts the step before it asks for the next batch.
             yield from self._dealt(min(every - passed, self.loop.steps - self.step))
@@ -201,6 +204,7 @@ class Trainer:
                 self._log_step(loss, embeddings, bar)
                 self.log.speed(items / max(elapsed, 1e-9), self.step)
                 since, items = time.perf_counter(), 0
+            self.schedule.step()  # the rates of the step were logged; a checkpoint holds the next one's
             last = self.step == self.loop.steps
             if self.step % self.loop.evaluate_every == 0 or last:
                 self._evaluate(bar)
@@ -219,22 +223,30 @@ class Trainer:
         # Losses in float32 whatever the model's precision: exp(25) overflows half precision.
         embeddings = embeddings.float()
         loss = self.loss(embeddings, labels)
-        self.team.check_finite(
-            loss, embeddings, self.step, [self.train_data.ids[i] for i in indices.tolist()]
-        )
+        check_scalar(loss, type(self.loss).__name__)
+        ids = [self.train_data.ids[i] for i in indices.tolist()]
+        self._check_gradient()
+        self.team.check_finite(loss, embeddings, self.step, ids)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.team.average_gradients(self.loss)
-        if self.loop.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
-            clip_gradients(self.optimizer, self.loss, self.loop.clip_norm)
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.optimizer, self.loss, self.loop.clip_norm or math.inf)
+        if not self.scaler.is_enabled():  # which leaves out a step whose gradient overflows
+            self.unchecked = norm, self.step, ids
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.schedule.step()
         embeddings, loss = embeddings.detach(), loss.detach()
         if self.recipe.procedure:
             self.procedure.after_step(*self.team.whole_batch(embeddings, labels, indices), loss)
         return embeddings, loss
+
+    def _check_gradient(self) -> None:
+        """See that the last step's gradient was finite: before anything of it is kept, but not before a GPU has to be
+        waited for anyway."""
+        if self.unchecked is not None:
+            self.team.check_gradient(*self.unchecked)
+            self.unchecked = None
 
     def _log_step(self, loss: Tensor, embeddings: Tensor, bar: tqdm) -> None:
         record: dict[str, Any] = {"step": self.step, "loss": float(loss), **self.procedure.metrics()}
@@ -254,6 +266,7 @@ class Trainer:
 
     def _evaluate(self, bar: tqdm) -> None:
         """Measure on the validation classes, keep the best model, write the checkpoints."""
+        self._check_gradient()
         improved = True  # without validation classes the last model is the one to keep
         scores = None
         if self.validation is not None:
@@ -266,6 +279,11 @@ class Trainer:
                 f"{' (untrained)' if self.step == 0 else ''}",
             )
             score = scores["map@r"]
+            if math.isnan(score):
+                raise InputError(
+                    "no validation item has another one of its class to find, so no model is better than another. Give "
+                    "the validation classes two items or more each, or leave the validation split out."
+                )
             improved = score > self.best
             if self.step:
                 self.schedule.on_score(score)
@@ -291,6 +309,7 @@ class Trainer:
             bar.write(text)
 
     def _save(self, best: bool = False) -> None:
+        self._check_gradient()
         self.log.sync()
         state = self.state_dict()  # by all processes: what is shared out is joined
         if not self.team.first:
