@@ -20,6 +20,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     sync(path.parent)
 
 
+def write_text(path: Path, text: str) -> None:
+    """As UTF-8, its folder made where need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf8"))
+
+
 def sync(path: Path) -> None:
     """Bring a file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -9,7 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from deepmetric.benchmark.cells import Cell, all_cells, claim, write_text
+from deepmetric.atomic import write_text
+from deepmetric.benchmark.cells import Cell, all_cells, claim
 from deepmetric.benchmark.open_data import OpenData
 from deepmetric.benchmark.plan import Plan
 from deepmetric.benchmark.resolve import changes, of_cell, resolved, shipped

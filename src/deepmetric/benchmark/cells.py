@@ -79,12 +79,6 @@ def claim(folder: Path) -> Iterator[bool]:
         lock.release()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Atomically, its folder made where need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda beside: beside.write_text(text, encoding="utf8"))
-
-
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     """Atomically, as a compressed .npz file, its folder made where need be."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from deepmetric.atomic import write_text
 from deepmetric.benchmark import compare, figure, tables
-from deepmetric.benchmark.cells import Cell, write_text
+from deepmetric.benchmark.cells import Cell
 from deepmetric.benchmark.findings import findings
 from deepmetric.benchmark.scores import METRICS, Results, read_results
 

@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from deepmetric.atomic import write_atomically
-from deepmetric.benchmark.cells import Cell, write_arrays, write_text
+from deepmetric.atomic import write_atomically, write_text
+from deepmetric.benchmark.cells import Cell, write_arrays
 from deepmetric.benchmark.open_data import OpenData
 from deepmetric.benchmark.resolve import changes
 from deepmetric.data import Dataset

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 
-from deepmetric.benchmark.cells import claim, write_text
+from deepmetric.atomic import write_text
+from deepmetric.benchmark.cells import claim
 from deepmetric.benchmark.plan import Entry, Plan
 from deepmetric.benchmark.resolve import changes, of_cell, resolved
 from deepmetric.benchmark.search_space import as_recipe, distributions, example

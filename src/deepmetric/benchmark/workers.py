@@ -12,7 +12,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepmetric.benchmark.cells import Cell, claim, write_text
+from deepmetric.atomic import write_text
+from deepmetric.benchmark.cells import Cell, claim
 from deepmetric.errors import InputError
 
 if TYPE_CHECKING:

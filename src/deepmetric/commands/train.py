@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
 
 
 def _start(argv: list[str], folder: str | None) -> int:
+    from deepmetric.atomic import write_text
     from deepmetric.recipes import find_recipe
     from deepmetric.training.parse import dump_recipe, parse_recipe, recipe_parser
 
@@ -56,7 +57,7 @@ def _start(argv: list[str], folder: str | None) -> int:
     trainer = Trainer(recipe, run)
     if team.first:
         run.folder.mkdir(parents=True, exist_ok=True)
-        run.recipe_file.write_text(dump_recipe(parser, values), encoding="utf8")
+        write_text(run.recipe_file, dump_recipe(parser, values))  # whole or not at all: it is what `--resume` reads
         print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)
     return _train(trainer)
 
