@@ -31,7 +31,8 @@ class LearningRates:
         loss: of the parameters of the loss (proxies, class weights, boundaries).
 
     Raises:
-        InputError: a rate is negative or infinite. At 0 a part stays as it is.
+        InputError: a rate is negative or infinite. At 0 a part's parameters stay as they are; statistics of batch
+            normalisation move on, unless the model has ``freeze_batchnorm``.
     """
 
     backbone: float | None = None
