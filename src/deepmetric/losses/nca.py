@@ -102,7 +102,7 @@ class NCALoss(PairLoss):
 def _nearest(pairs: Comparison, scale: float, k: int) -> tuple[Tensor, Tensor]:
     """Log-sum-exps [N] of scale * v of the positives and of the negatives among the k largest; -inf over
     nothing. Where no positive is among the k, the nearest joins them. What ties with the k-th but for rounding, as
-    copies of one item do, counts too."""
+    copies of one item do, counts too, of negatives k at most."""
     listed = pairs.positive_list
     positive = listed.padded(scale * listed.values, -torch.inf)  # [N, K]
     negative, found = pairs.chosen(pairs.negatives.topk(k, scale))

@@ -25,7 +25,7 @@ class RankedListLoss(PairLoss):
     Args:
         margin: m, the width between the two balls, at most α.
         alpha: α, the radius that negatives must leave, above 0 and at most 2.
-        Tn: T_n, sharpness on negatives (the paper's is 10), at least 0.
+        Tn: T_n, sharpness on negatives (the paper's is 10), at least 0; from 88/α on exponentials may leave float32.
         Tp: T_p, sharpness on positives; 0 weighs them equally, as the paper does.
         imbalance: λ in [0, 1], the share of the negatives.
 

@@ -101,3 +101,46 @@ def test_log_sum_exp_of_minus_infinity_alone(width) -> None:
     x, labels, refs, ref_labels = drawn()
     c = Comparison(x, labels, refs, ref_labels + 9, None, width=width)
     assert c.negatives.logsumexp(fn=lambda v: torch.full_like(v, -torch.inf)).tolist() == [-torch.inf] * 12
+
+
+def test_minus_infinity_alone_has_no_gradient() -> None:
+    x, labels, refs, ref_labels = drawn()
+    x.requires_grad_()
+    c = Comparison(x, labels, refs, ref_labels + 9, None)
+    value = c.negatives.logsumexp(fn=lambda v: v - torch.inf)
+    (gradient,) = torch.autograd.grad(torch.where(value.isinf(), 0, value).sum(), x)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("width", [None, 7])
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("above", [False, True])
+def test_no_hinge_reaches_beyond_infinity(width, squared: bool, above: bool) -> None:
+    """What the extreme of no pairs is."""
+    x, labels, refs, ref_labels = drawn()
+    x.requires_grad_()
+    never = torch.inf if above else -torch.inf
+    c = Comparison(x, labels, refs, ref_labels, None, width=width)
+    for side, pairs in ((c.positives, c.positive_count), (c.negatives, c.negative_count)):
+        for bound in (never, torch.full((12,), never, dtype=DOUBLE)):
+            value, count = side.hinge_sum(bound, above=above, squared=squared)
+            assert not value.any()
+            assert not count.any()
+            (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+            assert not gradient.any()
+            _, count = side.hinge_sum(-bound, above=above, squared=squared)
+            assert count.tolist() == pairs.tolist()
+
+
+@pytest.mark.parametrize("width", [None, 2])
+@pytest.mark.parametrize("above", [False, True])
+def test_steep_hinges_see_their_own_pairs_alone(width, above: bool) -> None:
+    """The exponential of a hinge may be infinite at a pair of the other sort."""
+    x = torch.tensor([[1.0, 0.0], [0.999, 0.04], [0.0, 1.0], [-1.0, 0.1]], requires_grad=True)
+    labels = torch.tensor([0, 0, 1, 0] if not above else [0, 0, 0, 1])
+    c = Comparison(x, labels, x, labels, torch.arange(4), kind="distance", width=width)
+    side = c.positives if above else c.negatives
+    weighted, total = side.exponential_hinge(80.0, 0.8 if above else 2.0, above=above)
+    (weighted / (total + 1e-5)).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()

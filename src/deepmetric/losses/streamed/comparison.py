@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from deepmetric.losses.streamed.dense import MATRIX, MatrixSide, from_cosines, value_matrix
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.listed import PairList, pair_values
 from deepmetric.losses.streamed.matching import Matches, match
 from deepmetric.losses.streamed.metric import Kind, Metric
@@ -281,8 +281,8 @@ class Comparison:
         for rows in self.refs.split(8192):
             rows = rows.to(total.dtype)
             total = total + (unit_rows(rows) if self.normalize_refs else rows).sum(0)
-        with without_autocast(total.device):
-            every = self.anchors @ total
+        # No product of matrices, whose gradient autocast would take to half precision.
+        every = (self.anchors * total).sum(1)
         if self.processes is not None:
             every = self.processes.sum(every)
         own = self.chosen(self.own)[0] if self.own is not None else 0
@@ -307,14 +307,6 @@ class Comparison:
         if self.processes is None:
             return out, found
         return self.processes.sum(out), self.processes.max_(found.to(torch.uint8)).bool()
-
-
-def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast would take products back to half precision. (Where it is off, switching it off costs as much as a
-    product of a small batch.)"""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device_type=device.type, enabled=False)
-    return nullcontext()
 
 
 def _by_rank(row: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:

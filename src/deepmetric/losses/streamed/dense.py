@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from deepmetric.losses.streamed.gradients import first_order
 from deepmetric.losses.streamed.metric import Kind
 from deepmetric.losses.streamed.tiles import BIG
 
@@ -26,7 +26,7 @@ TRIPLETS = 2**18
 
 def value_matrix(x: Tensor, refs: Tensor, kind: Kind, unit: bool) -> Tensor:
     """Values [N, M] of all pairs, differentiable; distances below rounding are 0 with derivative 0."""
-    product = _Gram.apply(x) if refs is x else x @ refs.T
+    product = _Gram.apply(x) if refs is x else _Product.apply(x, refs)
     if unit or kind == "dot":
         return from_cosines(product, kind)
     norms = x.square().sum(1)[:, None]
@@ -81,6 +81,8 @@ class MatrixSide:
         self, threshold: Tensor | float, *, above: bool, squared: bool = False
     ) -> tuple[Tensor, Tensor]:
         t = threshold[:, None] if isinstance(threshold, Tensor) and threshold.ndim else threshold
+        # Finite, as 0 times infinity is NaN: the extreme of no pairs is a bound too.
+        t = t.clamp(-BIG, BIG) if isinstance(t, Tensor) else min(max(t, -BIG), BIG)
         beyond = self.values - t
         # Torch's own derivative of a product: a Function of ours takes three times as long to call.
         ahead = beyond.detach()
@@ -105,9 +107,13 @@ class MatrixSide:
 
     def exponential_hinge(self, sharpness: float, radius: float, *, above: bool) -> tuple[Tensor, Tensor]:
         hinge = self.values - radius if above else radius - self.values
-        inside = hinge > 0 if above else (hinge > 0) & (self.values > 0)
-        weight = torch.where(inside, (sharpness * hinge).exp(), 0)
-        return self._total(weight * hinge), self._total(weight)
+        inside = self.mask & (hinge > 0)
+        if not above:
+            inside &= self.values > 0
+        # No exponential of other pairs: an infinite one would have a gradient of NaN.
+        hinge = torch.where(inside, hinge, 0)
+        weight = (sharpness * hinge).exp() * inside
+        return (weight * hinge).sum(1), weight.sum(1)
 
     def logsumexp(
         self,
@@ -131,6 +137,8 @@ class MatrixSide:
     def _logsumexp(self, values: Tensor, scale: float, beyond: Tensor | None) -> tuple[Tensor, Tensor]:
         """log Σ exp(scale * v) of the values beyond one, and the value of the largest scale * v of all."""
         keys = self._keys(scale, values, hidden=-BIG)
+        if values is not self.values:
+            keys.clamp_min_(-BIG)  # a function may be -inf at all pairs, whose softmax is NaN
         top = hardest = keys.amax(1)
         if beyond is not None:
             away = keys - (scale * beyond.detach())[:, None]
@@ -220,6 +228,22 @@ def _above(values: Tensor, bounds: Tensor) -> Tensor:
     return (values - bounds).clamp_min_(0).sign_()
 
 
+class _Product(torch.autograd.Function):
+    """x yᵀ."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return x @ y.T
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, y = ctx.saved_tensors
+        need_x, need_y = ctx.needs_input_grad
+        return grad @ y if need_x else None, grad.T @ x if need_y else None
+
+
 class _Gram(torch.autograd.Function):
     """x xᵀ with one product in backward in place of two."""
 
@@ -229,7 +253,7 @@ class _Gram(torch.autograd.Function):
         return x @ x.T
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return (grad + grad.T) @ x
@@ -246,7 +270,7 @@ class _WithSlopes(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         slope, some = ctx.saved_tensors
         grad = torch.where(some, grad * ctx.scale, 0)
@@ -270,7 +294,7 @@ class _OverPositives(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         slope, fall, anchor = ctx.saved_tensors
         return None, grad[:, None] * slope, None, -grad.index_select(0, anchor) * fall, None, None

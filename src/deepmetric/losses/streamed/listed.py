@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.streamed.dense import with_slope
+from deepmetric.losses.streamed.gradients import first_order
 from deepmetric.losses.streamed.metric import Metric
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.sums import Elementwise
@@ -170,24 +170,23 @@ class _PairValues(torch.autograd.Function):
         return torch.cat(parts) if parts else anchors.new_zeros(0)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         anchors, refs, anchor, ref = ctx.saved_tensors
         need_x, need_refs = ctx.needs_input_grad[:2]
         gx = torch.zeros_like(anchors) if need_x else None
         gy = torch.zeros(refs.shape, dtype=anchors.dtype, device=refs.device) if need_refs else None
-        with torch.autocast(device_type=anchors.device.type, enabled=False):
-            for lo, hi in _chunks(len(anchor), anchors.shape[1]):
-                if ctx.kept is not None:
-                    y = ctx.kept[lo:hi]
-                else:
-                    y = _rows(refs, ref[lo:hi], anchors.dtype, ctx.normalize)
-                x = anchors[anchor[lo:hi]]
-                wx, wy = ctx.metric.pair_gradients(x, y, grad[lo:hi])
-                if gx is not None:
-                    gx.index_add_(0, anchor[lo:hi], wx)
-                if gy is not None:
-                    gy.index_add_(0, ref[lo:hi], wy)
+        for lo, hi in _chunks(len(anchor), anchors.shape[1]):
+            if ctx.kept is not None:
+                y = ctx.kept[lo:hi]
+            else:
+                y = _rows(refs, ref[lo:hi], anchors.dtype, ctx.normalize)
+            x = anchors[anchor[lo:hi]]
+            wx, wy = ctx.metric.pair_gradients(x, y, grad[lo:hi])
+            if gx is not None:
+                gx.index_add_(0, anchor[lo:hi], wx)
+            if gy is not None:
+                gy.index_add_(0, ref[lo:hi], wy)
         return gx, gy.to(refs.dtype) if gy is not None else None, None, None, None, None
 
 

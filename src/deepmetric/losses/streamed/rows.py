@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from deepmetric.losses.streamed.gradients import first_order
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class _UnitRows(torch.autograd.Function):
         return unit
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         return _before_division(grad, *ctx.saved_tensors)
 
@@ -69,7 +70,7 @@ class _Cosines(torch.autograd.Function):
         return unit @ unit.T
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         unit, norms = ctx.saved_tensors
         return _before_division((grad + grad.T) @ unit, unit, norms)

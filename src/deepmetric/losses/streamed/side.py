@@ -86,14 +86,14 @@ class Side:
     ) -> tuple[Tensor, Tensor]:
         """Σ [v - t]₊ (``above``) or Σ [t - v]₊, or of their squares, [N], and how many are positive."""
         reduction = sums.HingeSum(above=above, squared=squared)
-        value, count = self._reduce(reduction, self.pairs.metric(), [self._param(threshold)])
+        value, count = self._reduce(reduction, self.pairs.metric(), [self._bound(threshold)])
         return value, count
 
     def hinge_sum_and_hardest(self, threshold: Tensor, *, above: bool) -> tuple[Tensor, Tensor, Tensor]:
         """:meth:`hinge_sum`, and in the same pass the largest value (``above``) or the smallest, whether beyond the
         threshold or not, without gradient; infinite of that sign over nothing."""
         reduction = sums.HingeSum(above=above, hardest=True)
-        value, count, hardest = self._reduce(reduction, self.pairs.metric(), [self._param(threshold)])
+        value, count, hardest = self._reduce(reduction, self.pairs.metric(), [self._bound(threshold)])
         sign = 1 if above else -1
         return value, count, sign * _finite_or_inf(sign * hardest)
 
@@ -216,6 +216,10 @@ class Side:
         anchors = self.pairs.anchors
         # Not through as_tensor, which makes a float32 of a Python float.
         return (t.to(anchors) if isinstance(t, Tensor) else anchors.new_tensor(t)).expand(len(anchors))
+
+    def _bound(self, t: Tensor | float) -> Tensor:
+        """Finite, and short of where hidden pairs are: infinite is the extreme of no pairs."""
+        return self._param(t).clamp(-0.1 * BIG, 0.1 * BIG)
 
     def _reduce(self, reduction: Any, metric: Metric, params: Sequence[Tensor]) -> list[Tensor]:
         pairs, anchors = self.pairs, self.pairs.anchors
