@@ -142,6 +142,21 @@ def test_files_of_the_run_that_cannot_be_read_any_more(copied: tuple[Path, Path]
     assert f"skipped {broken}" in told.err
 
 
+def test_a_benchmark_without_its_unreadable_files_is_called_partial(
+    copied: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    run, images = copied
+    with (run / "recipe.yaml").open("a") as recipe:
+        row = "{data: Gratings, model: 'Small, 8-d', source: Nobody 2020, scores: {recall@1: 65.7}}"
+        recipe.write(f"published: [{row}]\n")
+    sorted(sorted(images.iterdir())[-1].iterdir())[0].write_bytes(b"no image")
+    monkeypatch.setattr(FolderDataset, "name", "Gratings")
+    assert main(["evaluate", str(run), "--bootstrap", "0", "--skip_unreadable"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Gratings (partial: 63 of 64 images), test\n")
+    assert "Nobody" not in out
+
+
 def test_data_that_have_changed_since_the_training_are_reported(copied: tuple[Path, Path], capsys) -> None:
     """Without some classes the others are dealt anew, and trained ones come to be tested."""
     run, images = copied

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -101,8 +103,6 @@ def test_wrong_input(arguments, message, index, model_folder, image_folder, tmp_
 @pytest.fixture
 def broken_file(image_folder: Path, tmp_path: Path) -> Path:
     """One of eight images of the folder tmp_path / "data"."""
-    import shutil
-
     shutil.copytree(image_folder / "class_00", tmp_path / "data" / "class_00")
     file = tmp_path / "data" / "class_00" / "5.png"
     file.write_bytes(b"no image")
@@ -157,3 +157,20 @@ def test_help_is_quick_to_import() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--untrained" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there file names are UTF-8")
+def test_an_image_whose_name_cannot_be_printed(index: Path, image_folder: Path, tmp_path: Path) -> None:
+    image = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(image_folder / "class_07" / "3.png", image)
+    command = [sys.executable, "-m", "deepmetric.cli", "search", index, image, "-k", "1"]
+    for encoding in ("utf-8:strict", "utf-8:surrogateescape"):  # of most locales, and of C
+        shown, as_json = (
+            subprocess.run(
+                [*command, *option], capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+            )
+            for option in ([], ["--json"])
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert b"class_07/3.png" in shown.stdout
+        assert json.loads(as_json.stdout.decode("utf8"))["queries"][0]["image"] == str(image)

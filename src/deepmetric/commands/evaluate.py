@@ -127,11 +127,8 @@ def run(args: Namespace) -> int:
     if per_query is not None:
         per_query = _save_per_query(scores, items, per_query)
     if args.json:
-        print(
-            json.dumps(
-                _as_json(args, items, scores, beside, classes, published, per_query), ensure_ascii=False
-            )
-        )
+        # ASCII, because names of files and folders need not be UTF-8
+        print(json.dumps(_as_json(args, items, scores, beside, classes, published, per_query)))
     else:
         if items.name is not None:
             print(f"{items.name}, {args.split}")

@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
     found = Index.load(args.index).search_images(images, args.neighbours)
     if args.json:
         queries = [{"image": str(image), "neighbours": _rows(found, i)} for i, image in enumerate(images)]
-        print(json.dumps({"index": args.index, "queries": queries}, ensure_ascii=False))
+        print(json.dumps({"index": args.index, "queries": queries}))  # ASCII: file names need not be UTF-8
     else:
         print("\n\n".join(_table(image, _rows(found, i)) for i, image in enumerate(images)))
     return 0

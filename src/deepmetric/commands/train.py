@@ -57,7 +57,8 @@ def _start(argv: list[str], folder: str | None) -> int:
     trainer = Trainer(recipe, run)
     if team.first:
         run.folder.mkdir(parents=True, exist_ok=True)
-        write_text(run.recipe_file, dump_recipe(parser, values))  # whole or not at all: it is what `--resume` reads
+        # Whole or not at all: it is what `--resume` reads.
+        write_text(run.recipe_file, dump_recipe(parser, values))
         print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)
     return _train(trainer)
 
