@@ -217,6 +217,22 @@ def test_mistakes_are_named(plan_file: Path, tmp_path: Path, before, after, said
     assert not (tmp_path / "out").exists()
 
 
+def test_somebody_else_s_folder_is_left_alone(plan_file: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "class").mkdir()
+    (tmp_path / "file").touch()
+    for name in ("out", "file"):
+        with pytest.raises(
+            InputError, match=r"is not the folder of a benchmark\. Name a new or empty folder"
+        ):
+            run_benchmark(read_plan(plan_file), tmp_path / name)
+    for name in ("out", "no_such"):
+        with pytest.raises(InputError, match=r"has no plan\.json"):
+            write_report(tmp_path / name)
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["class"]
+    assert not (tmp_path / "no_such").exists()
+
+
 FOLDS = "folds: 2", "folds: 200", "gratings cannot be used: .*20 training classes cannot be cut into 200"
 ROOT = "data.yaml}", "data.yaml, set: {data.root: /nowhere}}", "gratings cannot be used: .*/nowhere"
 NO_TEST = "data.yaml}", "data.yaml, set: {data.split.test: 0}}", "gratings cannot be used: no split 'test'"

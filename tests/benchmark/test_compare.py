@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmetric.benchmark.cells import Cell, write_text
+from deepmetric.atomic import write_text
+from deepmetric.benchmark.cells import Cell
 from deepmetric.benchmark.compare import concatenated_pairs, concatenated_rows
 from deepmetric.benchmark.open_data import Remembered
 from deepmetric.benchmark.report import write_report

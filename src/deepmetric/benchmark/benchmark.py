@@ -31,8 +31,9 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
 
     Raises:
         InputError: what a recipe or a data set of the plan has wrong, before anything is trained, also that it has
-            changed since cells were finished; a worker that ended badly.
+            changed since cells were finished; an ``out`` that holds other things; a worker that ended badly.
     """
+    _refuse_other_contents(out)
     recipes: Recipes = {
         (data.name, system.name): resolved(plan, data, system, tuned_recipe(tuned, data.name, system.name))
         for data in plan.data
@@ -64,6 +65,15 @@ def run_benchmark(plan: Plan, out: Path, workers: int = 1, tuned: Path | None = 
     if finished < len(cells):
         in_processes(workers, work, out, cells, recipes, plan.folds, opened)
     return [cell for cell in cells if not cell.finished(out)]
+
+
+def _refuse_other_contents(out: Path) -> None:
+    if not out.exists() or (out / "plan.json").is_file():
+        return
+    if not out.is_dir() or any(entry.name != "plan.lock" for entry in out.iterdir()):
+        raise InputError(
+            f"{out} is there already and is not the folder of a benchmark. Name a new or empty folder with --out."
+        )
 
 
 def plan_cells(plan: Plan) -> list[Cell]:

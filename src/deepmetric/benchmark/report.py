@@ -11,7 +11,7 @@ from deepmetric.atomic import write_text
 from deepmetric.benchmark import compare, figure, tables
 from deepmetric.benchmark.cells import Cell
 from deepmetric.benchmark.findings import findings
-from deepmetric.benchmark.scores import METRICS, Results, read_results
+from deepmetric.benchmark.scores import METRICS, Results, check_is_benchmark, read_results
 
 FEWEST = 4  # models of a system from which on systems are compared pair by pair: with fewer hardly any pair can differ
 WIDEST = 20  # systems up to which the page has a table of all pairs; significance.csv has them always
@@ -29,6 +29,7 @@ def write_report(out: Path, page: Path | None = None) -> Results:
     Raises:
         InputError: ``out`` is not the folder of a benchmark.
     """
+    check_is_benchmark(out)  # before a lock is left in somebody's folder
     with FileLock(out / "report.lock"):
         results = read_results(out)
         folder = out / "report"

@@ -55,16 +55,20 @@ class Results:
         return [cell for cell in self.cells if cell not in self.finished]
 
 
+def check_is_benchmark(out: Path) -> None:
+    """Raise InputError if ``out`` is not the folder of a benchmark."""
+    if not (out / "plan.json").is_file():
+        raise InputError(f"{out} is not the folder of a benchmark: it has no plan.json. Name an --out of it.")
+
+
 def read_results(out: Path) -> Results:
     """Everything that is finished in a benchmark's folder.
 
     Raises:
         InputError: if it is no such folder.
     """
-    file = out / "plan.json"
-    if not file.is_file():
-        raise InputError(f"{out} is not the folder of a benchmark: it has no plan.json. Name an --out of it.")
-    plan = json.loads(file.read_text(encoding="utf8"))
+    check_is_benchmark(out)
+    plan = json.loads((out / "plan.json").read_text(encoding="utf8"))
     cells = all_cells(plan["seeds"], plan["folds"], plan["data"], plan["systems"])
     finished = {cell: cell.result(out) for cell in cells if cell.finished(out)}
     failed = {

@@ -30,4 +30,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"the checkpoint {path} cannot be read: {error}") from error
+        raise InputError(
+            f"the checkpoint {path} cannot be read ({type(error).__name__}: {error}). Put back a copy of it, or remove "
+            "it: without it --resume begins the run again."
+        ) from error
