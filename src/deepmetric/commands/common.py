@@ -56,14 +56,12 @@ def open_items(source: str, split: str, skip_unreadable: bool) -> Dataset:
 
 
 def without_unreadable(dataset: Dataset) -> Dataset:
-    """The items that can be read; the others are named. A benchmark without some of its items is called partial."""
+    """The items that can be read; the others are named."""
     from deepmetric.data.unreadable import leave_out_unreadable
 
     rest = copy(dataset)
     leave_out_unreadable(rest)
     _name_skipped(rest)
-    if rest.skipped and rest.name is not None and "(partial: " not in rest.name:
-        rest.name += f" (partial: {len(rest):,} of {len(dataset):,} images)"
     return rest
 
 

@@ -56,7 +56,6 @@ def _start(argv: list[str], folder: str | None) -> int:
     run = Run(team.from_first(_new_folder(folder, recipes) if team.first else None))
     trainer = Trainer(recipe, run)
     if team.first:
-        run.folder.mkdir(parents=True, exist_ok=True)
         # Whole or not at all: it is what `--resume` reads.
         write_text(run.recipe_file, dump_recipe(parser, values))
         print(f"{trainer.description}\nrun: {run.folder}", file=sys.stderr)

@@ -114,9 +114,13 @@ def _upright(file: Image.Image) -> Image.Image:
         return file.copy()
 
 
+def of_16_bits(image: Image.Image, format: str | None) -> bool:
+    """Whether pixels are of 16 unsigned bits. PIL's mode I is 32 bits, but what it makes of a PNG's or a PGM's 16."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and format in ("PNG", "PPM"))
+
+
 def _to_8_bits(image: Image.Image, format: str | None) -> Image.Image:
-    # PIL's mode I is 32 bits, but what it makes of a PNG's or a PGM's 16.
-    if not (image.mode.startswith("I;16") or (image.mode == "I" and format in ("PNG", "PPM"))):
+    if not of_16_bits(image, format):
         raise ValueError(
             f"its pixels (mode {image.mode}) have no fixed range; save it with 8 or 16 unsigned bits a channel"
         )

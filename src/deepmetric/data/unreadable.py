@@ -17,7 +17,8 @@ PART = 4096
 
 
 def leave_out_unreadable(dataset: Dataset) -> None:
-    """Decode every item; shorten ``dataset`` to those that can be read and list the others in its ``skipped``.
+    """Decode every item; shorten ``dataset`` to those that can be read and list the others in its ``skipped``. A whole
+    benchmark is called partial then.
 
     Raises:
         InputError: not one item can be read.
@@ -40,5 +41,7 @@ def leave_out_unreadable(dataset: Dataset) -> None:
         return
     if len(skipped) == len(dataset):
         raise InputError(f"none of the {len(dataset)} images can be read; the first is {skipped[0]}")
+    if dataset.name is not None and " (" not in dataset.name:
+        dataset.name += f" (partial: {len(dataset) - len(skipped):,} of {len(dataset):,} images)"
     dataset.__dict__.update(dataset.subset(np.array([text is None for text in reasons])).__dict__)
     dataset.skipped = skipped

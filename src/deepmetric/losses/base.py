@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from deepmetric.losses.inputs import Batch, checked_batch
-from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.processes import Processes
 
 

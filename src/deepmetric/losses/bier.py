@@ -14,7 +14,7 @@ from deepmetric.losses.base import PairLoss
 from deepmetric.losses.diversity import ActivationDiversity, AdversarialDiversity
 from deepmetric.losses.inputs import Batch
 from deepmetric.losses.parts import compare_parts
-from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.gradients import without_autocast
 
 Boosting = Literal["shrinkage", "eta"]
 Diversity = Literal["activation", "adversarial"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from deepmetric.losses.inputs import checked_batch
-from deepmetric.losses.streamed.comparison import without_autocast
 from deepmetric.losses.streamed.dense import value_matrix
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.rows import unit_rows
 
 

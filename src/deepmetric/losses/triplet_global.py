@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from deepmetric.errors import InputError
 from deepmetric.losses.inputs import checked_batch
-from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.rows import unit_rows
 

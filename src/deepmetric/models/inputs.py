@@ -37,13 +37,12 @@ class Images:
         self._items: Sequence[ImageLike] = []
         if self._dataset is None:
             self._items = [inputs] if _is_one_image(inputs) else list(inputs)  # type: ignore[list-item, arg-type]
-            pictures = {id(item): item for item in self._items if isinstance(item, Image.Image)}
             counts = Counter(map(id, self._items))
-            for key, picture in pictures.items():
+            for item in self._items:
                 # PIL reads its file when first asked, which two threads must not do together.
-                if counts[key] > 1:
+                if isinstance(item, Image.Image) and counts[id(item)] > 1:
                     with suppress(Exception):  # `read` says for which item
-                        picture.load()
+                        item.load()
 
     def __len__(self) -> int:
         return len(self._items) if self._dataset is None else len(self._dataset)
@@ -99,15 +98,15 @@ def to_rgb(image: ImageLike, position: int = 0) -> Tensor:
 
 
 def _from_pil(image: Image.Image) -> Tensor:
-    from deepmetric.data.images import decode
+    from deepmetric.data.images import decode, of_16_bits
 
-    format = image.format
+    format = image.format or "PNG"  # made in memory it has none
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and not image.has_transparency_data:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     # The rules for all other modes are decode's; TIFF carries each of them, but a palette's transparency only as RGBA,
-    # and of 16 bits one order of bytes. PIL opens some files of 16 bits as mode I, of 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and format in (None, "PNG", "PPM")):
+    # and of 16 bits one order of bytes.
+    if of_16_bits(image, format):
         values = np.asarray(image)
         if values.min() >= 0 and values.max() <= 65535:
             image = Image.fromarray(values.astype(np.uint16))

@@ -86,8 +86,12 @@ class Benchmark(Dataset):
         self._boxes = None if listed.boxes is None else listed.boxes[here]
         if skip_unreadable:
             leave_out_unreadable(self)
-            if self.skipped:
-                self._call_partial(len(self.skipped), partial)
+            if self.skipped and not partial:
+                raise NotTheBenchmark(
+                    f"{len(self.skipped):,} images of this copy of {self.title} cannot be read, the first "
+                    f"{self.skipped[0]}. Take them from the original archive again, or set partial: true to leave them "
+                    "out"
+                )
 
     @staticmethod
     def listed(copy: Copy) -> Listed:
@@ -125,15 +129,6 @@ class Benchmark(Dataset):
             "`deepmetric train`",
         ]
         return "\n".join(lines)
-
-    def _call_partial(self, broken: int, partial: bool) -> None:
-        if not partial:
-            raise NotTheBenchmark(
-                f"{broken:,} images of this copy of {self.title} cannot be read, the first {self.skipped[0]}. Take "
-                "them from the original archive again, or set partial: true to leave them out"
-            )
-        if self.name == self.title:
-            self.name = f"{self.title} (partial: {len(self):,} of {len(self) + broken:,} images)"
 
     def _download(self, root: Path) -> None:
         if not self.archives:

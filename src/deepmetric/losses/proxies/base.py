@@ -15,7 +15,7 @@ from deepmetric.losses.proxies.pools import Pool
 from deepmetric.losses.proxies.shares import Share, joined, logsumexp_of_all, own_gradient
 from deepmetric.losses.proxies.tiles import Job, Logits, class_logits
 from deepmetric.losses.sampling import numbered_generator
-from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.processes import Processes
 from deepmetric.losses.streamed.rows import unit_rows
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deepmetric.losses.proxies.pools import Pool
-from deepmetric.losses.streamed.comparison import without_autocast
+from deepmetric.losses.streamed.gradients import without_autocast
 from deepmetric.losses.streamed.tiles import BIG, tile_width
 
 # Up to this many logits one tile is kept for the backward pass, which else computes each tile once more.
